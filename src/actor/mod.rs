@@ -1,0 +1,4 @@
+//! What every actor shares: admission and supervision.
+
+pub mod admission;
+pub mod supervisor;

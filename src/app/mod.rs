@@ -1,0 +1,184 @@
+//! The composition root: config -> stores -> actors -> HTTP, and the drain in reverse.
+
+pub mod lock;
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::dev::ServerHandle;
+use anyhow::Context;
+use tokio::task::JoinHandle;
+
+use crate::clock::{Clock, Stopwatch};
+use crate::config::Config;
+use crate::event::visitor::Salts;
+use crate::http;
+use crate::journal::Journal;
+use crate::lifecycle::{Lifecycle, Phase, stop_signal};
+use crate::stats::{self, StatsHandle};
+use lock::DataLock;
+
+/// Everything but HTTP: what a server and a command on a folder share.
+pub struct Core {
+    /// The config.
+    pub config: Arc<Config>,
+    /// The time.
+    pub clock: Clock,
+    /// Salts of anonymous visitors.
+    pub salts: Arc<Salts>,
+    /// The log.
+    pub journal: Journal,
+    /// What counts it.
+    pub stats: StatsHandle,
+    lock: DataLock,
+}
+
+impl Core {
+    /// Opens the stores of a folder that is ours, and starts the readers.
+    pub async fn open(config: Config, clock: Clock, lock: DataLock) -> anyhow::Result<Self> {
+        let config = Arc::new(config);
+        let opened = {
+            let (config, clock) = (config.clone(), clock.clone());
+            // Opening reads the disk, for seconds after a crash of a busy server.
+            tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+                let salts =
+                    Salts::open(&config.data.join("keys"), clock.now()).context("cannot open the visitor salts")?;
+                let store = stats::open_store(&config.data.join("stats.db"), config.stats.clone())
+                    .context("cannot open the statistics")?;
+                let journal =
+                    Journal::open(&config.data.join("journal"), config.journal.clone(), clock, store.cursor())?;
+                Ok((salts, store, journal))
+            })
+            .await??
+        };
+        let (salts, store, journal) = opened;
+        let recovery = journal.recovery();
+        if recovery.replayed > 0 || recovery.cut_bytes > 0 {
+            log::info!(
+                "journal: read {} entries after the last checkpoint, cut {} torn bytes, in {} ms",
+                recovery.replayed,
+                recovery.cut_bytes,
+                recovery.took.as_millis()
+            );
+        }
+        let stats = stats::start(store, &journal, clock.clone(), &config.stats, config.flush_interval)?;
+        Ok(Self { config, clock, salts: Arc::new(salts), journal, stats, lock })
+    }
+
+    /// Closes in the direction of the flow: the journal takes nothing more, the readers finish, the stores are synced.
+    pub async fn close(self) -> anyhow::Result<()> {
+        let deadline = self.config.drain_timeout;
+        self.close_within(deadline).await
+    }
+
+    async fn close_within(self, deadline: Duration) -> anyhow::Result<()> {
+        let phase = Stopwatch::start();
+        self.journal.stop().await;
+        log::info!("drain: the journal is closed after {} ms", phase.elapsed().as_millis());
+        let phase = Stopwatch::start();
+        self.stats.stop(deadline.saturating_sub(phase.elapsed())).await;
+        let behind = self.journal.end().saturating_sub(self.stats.counted());
+        log::info!("drain: counting ended after {} ms, {behind} entries left", phase.elapsed().as_millis());
+        drop(self.lock);
+        Ok(())
+    }
+}
+
+/// A running server.
+pub struct App {
+    core: Core,
+    lifecycle: Lifecycle,
+    address: SocketAddr,
+    server: ServerHandle,
+    serving: JoinHandle<std::io::Result<()>>,
+}
+
+impl App {
+    /// Opens everything and serves.
+    pub async fn start(config: Config, clock: Clock) -> anyhow::Result<Self> {
+        // First the address: a typing mistake there should not cost the reading of a journal.
+        let listener = TcpListener::bind(config.listen)
+            .with_context(|| format!("server.listen: cannot listen on {}", config.listen))?;
+        let address = listener.local_addr()?;
+        let mut lock = DataLock::acquire(&config.data)?;
+        lock.describe(&format!("process {} at http://{address}", std::process::id()))?;
+        let core = Core::open(config, clock, lock).await?;
+        let lifecycle = Lifecycle::default();
+        let state = http::State {
+            config: core.config.clone(),
+            clock: core.clock.clone(),
+            salts: core.salts.clone(),
+            journal: core.journal.clone(),
+            stats: core.stats.clone(),
+            lifecycle: lifecycle.clone(),
+        };
+        let server = http::server(state, listener)?;
+        let handle = server.handle();
+        let serving = actix_web::rt::spawn(server);
+        lifecycle.enter(Phase::Ready);
+        Ok(Self { core, lifecycle, address, server: handle, serving })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What it is made of, for the tests.
+    pub fn core(&self) -> &Core {
+        &self.core
+    }
+
+    /// Tells whoever started it what to do next.
+    pub fn announce(&self) {
+        let host = match self.address {
+            SocketAddr::V4(a) if a.ip().is_unspecified() => format!("localhost:{}", a.port()),
+            SocketAddr::V6(a) if a.ip().is_unspecified() => format!("localhost:{}", a.port()),
+            address => address.to_string(),
+        };
+        println!(
+            "Tidegate {} listens on http://{host}, data in {}",
+            env!("CARGO_PKG_VERSION"),
+            self.core.config.data.display()
+        );
+        println!("  dashboard  http://{host}/dashboard");
+        println!("  tracker    <script defer src=\"http://{host}/tracker.js\"></script>");
+        println!("  API        http://{host}/docs/");
+    }
+
+    /// Serves until SIGTERM or SIGINT, then drains.
+    pub async fn run_until_signal(mut self) -> anyhow::Result<()> {
+        let signal = tokio::select! {
+            signal = stop_signal() => signal?,
+            ended = &mut self.serving => {
+                ended??;
+                "the end of the HTTP server"
+            }
+        };
+        log::info!("drain: begun by {signal}");
+        tokio::select! {
+            stopped = self.stop() => stopped,
+            // Whoever asks twice does not want to wait. Nothing acknowledged is lost: the journal has it.
+            signal = stop_signal() => anyhow::bail!("the drain was cut short by {}", signal?),
+        }
+    }
+
+    /// Drains: says so, finishes what it has, and closes.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        let whole = Stopwatch::start();
+        let deadline = self.core.config.drain_timeout;
+        let for_requests = http::share_of_drain(deadline);
+        self.lifecycle.enter(Phase::Draining);
+        let phase = Stopwatch::start();
+        // The server's own shutdown time-out cuts what is left a little before this.
+        if tokio::time::timeout(for_requests + Duration::from_secs(1), self.server.stop(true)).await.is_err() {
+            log::warn!("drain: requests were still running after {} s", for_requests.as_secs());
+            self.server.stop(false).await;
+        }
+        log::info!("drain: requests are finished after {} ms", phase.elapsed().as_millis());
+        self.core.close_within(deadline.saturating_sub(whole.elapsed())).await?;
+        log::info!("drain: done in {} ms", whole.elapsed().as_millis());
+        Ok(())
+    }
+}

@@ -1,0 +1,425 @@
+//! The config: defaults, then a file, then the environment; raw first ([`raw`]), then validated ([`Config`]).
+//!
+//! Errors say where (file and line, or the variable), which key, what is wrong, and what to write instead.
+
+pub mod raw;
+pub mod units;
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use crate::event::intake::{PrivacyPolicy, Rules, is_site};
+use crate::journal::JournalOptions;
+use crate::stats::{Retention, StatsOptions};
+use raw::RawConfig;
+use units::Span;
+
+/// Variables that begin so set config keys.
+pub const ENV_PREFIX: &str = "TIDEGATE__";
+
+/// What is wrong with a config; one message a mistake.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigError(pub Vec<String>);
+
+/// A config that can be run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Address to listen on.
+    pub listen: SocketAddr,
+    /// HTTP threads.
+    pub workers: usize,
+    /// Connections in each of them.
+    pub max_connections: usize,
+    /// Proxies whose word on addresses is taken.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Key of the operator's endpoints.
+    pub admin_key: Option<String>,
+    /// Longest body, in bytes.
+    pub max_body: usize,
+    /// For heads and pauses.
+    pub client_timeout: Duration,
+    /// For idle connections.
+    pub keep_alive: Duration,
+    /// For a stop.
+    pub drain_timeout: Duration,
+    /// Folder of all data.
+    pub data: PathBuf,
+    /// Origins of beacons; `None` is all.
+    pub cors_origins: Option<Vec<String>>,
+    /// Rules of events.
+    pub rules: Rules,
+    /// How the journal is kept.
+    pub journal: JournalOptions,
+    /// How events are counted.
+    pub stats: StatsOptions,
+    /// Age at which counts are written and shown.
+    pub flush_interval: Duration,
+    /// Filter of the log.
+    pub log: String,
+}
+
+impl Config {
+    /// Reads a file (if one is given) and variables, and checks everything.
+    pub fn load(file: Option<&Path>, env: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+        let mut table = toml::Table::new();
+        let mut sources = Sources::default();
+        if let Some(path) = file {
+            let name = path.display();
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| ConfigError(vec![format!("{name}: cannot be read: {error}")]))?;
+            // Once from the text, for the line numbers of its errors; the merged table has none.
+            toml::from_str::<RawConfig>(&text)
+                .map_err(|error| ConfigError(vec![describe(&name.to_string(), &text, &error)]))?;
+            table = toml::from_str(&text).map_err(|error| ConfigError(vec![format!("{name}: {error}")]))?;
+            sources.file = Some((name.to_string(), text));
+        }
+        let mut errors = Vec::new();
+        let mut variables: Vec<_> = env.filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
+        variables.sort();
+        for (name, value) in variables {
+            // As text if it can be that: a key of digits is no number.
+            let typed = [toml::Value::String(value.clone())].into_iter().chain(typed(&value));
+            let tried = typed.map(|value| {
+                let mut trial = table.clone();
+                set(&mut trial, &name, value)?;
+                RawConfig::deserialize(trial.clone()).map_err(|e| hint(e.message())).map(|_| trial)
+            });
+            match tried.reduce(|first, next| first.or(next)).unwrap_or_else(|| Ok(table.clone())) {
+                Ok(trial) => {
+                    table = trial;
+                    sources.variables.push(name);
+                }
+                Err(error) => errors.push(format!("environment variable {name}: {error}")),
+            }
+        }
+        if !errors.is_empty() {
+            return Err(ConfigError(errors));
+        }
+        let raw = RawConfig::deserialize(table).map_err(|e| ConfigError(vec![hint(e.message())]))?;
+        validate(&raw).map_err(|mistakes| {
+            ConfigError(mistakes.iter().map(|(key, message)| sources.describe(key, message)).collect())
+        })
+    }
+}
+
+/// Where settings were made, to tell where one is wrong.
+#[derive(Default)]
+struct Sources {
+    file: Option<(String, String)>,
+    variables: Vec<String>,
+}
+
+impl Sources {
+    fn describe(&self, key: &str, message: &str) -> String {
+        let variable = format!("{ENV_PREFIX}{}", key.to_ascii_uppercase().replace('.', "__"));
+        if self.variables.contains(&variable) {
+            return format!("environment variable {variable}: {message}");
+        }
+        match self.file.as_ref().and_then(|(name, text)| Some((name, line_of(text, key)?))) {
+            Some((name, line)) => format!("{name}:{line}: {key}: {message}"),
+            None => format!("{key}: {message}"),
+        }
+    }
+}
+
+/// The line on which `section.key` is set.
+fn line_of(text: &str, key: &str) -> Option<usize> {
+    let (section, name) = key.rsplit_once('.')?;
+    let mut current = String::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if let Some(header) = line.strip_prefix('[').and_then(|line| line.split(']').next()) {
+            current = header.replace(['"', ' '], "");
+        } else if let Some((left, _)) = line.split_once('=') {
+            let left = left.replace(['"', ' '], "");
+            if (current == section && left == name) || (current.is_empty() && left == key) {
+                return Some(number + 1);
+            }
+        }
+    }
+    None
+}
+
+/// A variable's value as the number, truth value or list that it reads as.
+fn typed(value: &str) -> Option<toml::Value> {
+    let value = toml::from_str::<toml::Table>(&format!("v = {value}")).ok()?.remove("v")?;
+    matches!(value, toml::Value::Integer(_) | toml::Value::Boolean(_) | toml::Value::Array(_)).then_some(value)
+}
+
+/// Puts `TIDEGATE__SERVER__LISTEN` into the table as `server.listen`.
+fn set(table: &mut toml::Table, name: &str, value: toml::Value) -> Result<(), String> {
+    let path: Vec<String> = name[ENV_PREFIX.len()..].split("__").map(str::to_ascii_lowercase).collect();
+    let Some((key, sections)) = path.split_last().filter(|(key, sections)| !key.is_empty() && !sections.is_empty())
+    else {
+        return Err(String::from("it must be like TIDEGATE__SECTION__KEY"));
+    };
+    let mut inner = table;
+    for section in sections {
+        inner = inner
+            .entry(section.clone())
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()))
+            .as_table_mut()
+            .ok_or_else(|| format!("{section} is no section"))?;
+    }
+    inner.insert(key.clone(), value);
+    Ok(())
+}
+
+/// File, line, key and hint of an error in a file.
+fn describe(file: &str, text: &str, error: &toml::de::Error) -> String {
+    let message = hint(error.message());
+    match error.span() {
+        Some(span) => {
+            let before = &text[..span.start.min(text.len())];
+            let line = before.matches('\n').count() + 1;
+            let start = before.rfind('\n').map_or(0, |at| at + 1);
+            let column = before[start..].chars().count() + 1;
+            let content = text[start..].lines().next().unwrap_or_default().trim();
+            format!("{file}:{line}:{column}: {message}\n    {content}")
+        }
+        None => format!("{file}: {message}"),
+    }
+}
+
+/// Adds the nearest known key to an error about an unknown one.
+fn hint(message: &str) -> String {
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    match (message.starts_with("unknown field"), quoted.as_slice()) {
+        (true, [unknown, known @ ..]) => {
+            let near = known
+                .iter()
+                .map(|key| (strsim::damerau_levenshtein(unknown, key), key))
+                .min()
+                .filter(|(distance, key)| *distance <= 3.max(key.len() / 2));
+            match near {
+                Some((_, key)) => format!("unknown key `{unknown}`; did you mean `{key}`?"),
+                None => format!("unknown key `{unknown}`; known here are {}", known.join(", ")),
+            }
+        }
+        _ => message.to_owned(),
+    }
+}
+
+/// Checks what the types cannot; every mistake with its key.
+fn validate(raw: &RawConfig) -> Result<Config, Vec<(String, String)>> {
+    let mut errors = Vec::new();
+    let mut bad = |key: &str, message: String| errors.push((key.to_owned(), message));
+
+    // A name is fine where it stands for an address, as localhost does.
+    let listen = raw.server.listen.to_socket_addrs().ok().and_then(|mut found| found.next()).unwrap_or_else(|| {
+        bad("server.listen", format!("`{}` is no address like 127.0.0.1:8080", raw.server.listen));
+        SocketAddr::from(([127, 0, 0, 1], 0))
+    });
+    let mut trusted_proxies = Vec::new();
+    for range in &raw.server.trusted_proxies {
+        match range.parse::<IpNet>().or_else(|_| range.parse().map(|ip: std::net::IpAddr| ip.into())) {
+            Ok(range) => trusted_proxies.push(range),
+            Err(_) => bad("server.trusted_proxies", format!("`{range}` is no range like 10.0.0.0/8")),
+        }
+    }
+    let mut admin_key = raw.server.admin_key.clone();
+    if !raw.server.admin_key_file.is_empty() {
+        match std::fs::read_to_string(&raw.server.admin_key_file) {
+            Ok(text) => admin_key = text.trim().to_owned(),
+            Err(error) => bad("server.admin_key_file", format!("cannot be read: {error}")),
+        }
+    }
+    if !admin_key.is_empty() && admin_key.len() < 16 {
+        bad("server.admin_key", String::from("it must have at least 16 characters"));
+    }
+    let mut finite = |key: &str, span: Span, least: u64| match span.0 {
+        Some(span) if span >= Duration::from_millis(least) => span,
+        Some(_) => {
+            bad(key, format!("it must be at least {least}ms"));
+            Duration::from_millis(least)
+        }
+        None => {
+            bad(key, String::from("it cannot be forever"));
+            Duration::from_millis(least)
+        }
+    };
+    let client_timeout = finite("server.client_timeout", raw.server.client_timeout, 100);
+    let keep_alive = finite("server.keep_alive", raw.server.keep_alive, 0);
+    let drain_timeout = finite("server.drain_timeout", raw.server.drain_timeout, 100);
+    let visit_timeout = finite("ingest.visit_timeout", raw.ingest.visit_timeout, 1000);
+    let max_future = finite("ingest.max_future", raw.ingest.max_future, 0);
+    let dedup_window = finite("journal.dedup_window", raw.journal.dedup_window, 1000);
+    let flush_interval = finite("stats.flush_interval", raw.stats.flush_interval, 1);
+    finite("stats.retention_minutes", raw.stats.retention_minutes, 60 * 60 * 1000);
+    let mut least = |key: &str, value: u64, least: u64| {
+        if value < least {
+            bad(key, format!("it must be at least {least}"));
+        }
+    };
+    least("server.max_body_bytes", raw.server.max_body_bytes.0, 1024);
+    least("server.max_connections", raw.server.max_connections as u64, 1);
+    least("journal.segment_bytes", raw.journal.segment_bytes.0, 4096);
+    least("journal.max_bytes", raw.journal.max_bytes.0, 2 * raw.journal.segment_bytes.0);
+    least("journal.queue_batches", raw.journal.queue_batches as u64, 1);
+    // A body as sent, as decompressed, and what becomes of it.
+    least("journal.queue_bytes", raw.journal.queue_bytes.0, 2 * raw.server.max_body_bytes.0 + (1 << 20));
+    least("ingest.max_sites", raw.ingest.max_sites as u64, 1);
+    least("ingest.max_open_visits", raw.ingest.max_open_visits as u64, 100);
+    least("stats.max_keys", raw.stats.max_keys as u64, 10);
+    let mut site_privacy: HashMap<String, PrivacyPolicy> = HashMap::new();
+    for (name, site) in &raw.sites {
+        if !is_site(name) {
+            bad("sites", format!("`{name}` is no site: 1 to 64 characters of A-Z a-z 0-9 _ . : -"));
+        }
+        site_privacy.insert(name.clone(), site.privacy_signal);
+    }
+    for origin in &raw.ingest.cors_origins {
+        let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+        if origin != "*" && host.is_none_or(|host| host.is_empty() || host.contains('/')) {
+            bad("ingest.cors_origins", format!("`{origin}` is no origin like https://shop.example"));
+        }
+    }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let millis = |d: Duration| i64::try_from(d.as_millis()).unwrap_or(i64::MAX / 4);
+    Ok(Config {
+        listen,
+        workers: if raw.server.workers == 0 { cores } else { raw.server.workers },
+        max_connections: raw.server.max_connections,
+        trusted_proxies,
+        admin_key: Some(admin_key).filter(|key| !key.is_empty()),
+        max_body: raw.server.max_body_bytes.0 as usize,
+        client_timeout,
+        keep_alive,
+        drain_timeout,
+        data: raw.data.dir.clone(),
+        cors_origins: (!raw.ingest.cors_origins.iter().any(|o| o == "*")).then(|| raw.ingest.cors_origins.clone()),
+        rules: Rules {
+            max_future: millis(max_future),
+            max_age: raw.ingest.max_age.as_millis(),
+            privacy: raw.ingest.privacy_signal,
+            site_privacy,
+        },
+        journal: JournalOptions {
+            durability: raw.journal.durability,
+            segment_bytes: raw.journal.segment_bytes.0,
+            max_bytes: raw.journal.max_bytes.0,
+            min_free_bytes: raw.journal.min_free_bytes.0,
+            retention: raw.journal.retention.as_millis().unwrap_or(i64::MAX / 4),
+            dedup_window: millis(dedup_window),
+            visit_timeout: millis(visit_timeout),
+            max_visits: raw.ingest.max_open_visits,
+            max_sites: raw.ingest.max_sites,
+            queue_batches: raw.journal.queue_batches,
+            queue_bytes: raw.journal.queue_bytes.0 as usize,
+        },
+        stats: StatsOptions {
+            retention: Retention {
+                minutes: raw.stats.retention_minutes.as_millis(),
+                quarters: raw.stats.retention_hours.as_millis(),
+                days: raw.stats.retention_days.as_millis(),
+            },
+            exact_uniques: raw.stats.exact_uniques,
+            max_keys: raw.stats.max_keys,
+            ..StatsOptions::default()
+        },
+        flush_interval,
+        log: raw.log.level.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = include_str!("../../config/tidegate.toml");
+
+    fn load(text: &str, env: &[(&str, &str)]) -> Result<Config, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.toml");
+        std::fs::write(&path, text).unwrap();
+        let env: Vec<_> = env.iter().map(|(k, v)| (String::from(*k), String::from(*v))).collect();
+        Config::load(Some(&path), env.into_iter())
+            .map_err(|e| e.to_string().replace(&format!("{}/", folder.path().display()), ""))
+    }
+
+    #[test]
+    fn the_shipped_file_holds_every_default_and_no_other() {
+        let raw: RawConfig = toml::from_str(FILE).unwrap();
+        assert_eq!(raw, RawConfig::default());
+        // Every key of the file, taken away from the struct's error message about an unknown one, leaves nothing.
+        let table: toml::Table = toml::from_str(FILE).unwrap();
+        for (section, keys) in &table {
+            let error = toml::from_str::<RawConfig>(&format!("[{section}]\nnosuch = 1")).unwrap_err();
+            let known: Vec<&str> = error.message().split('`').skip(3).step_by(2).collect();
+            for key in &known {
+                assert!(keys.as_table().unwrap().contains_key(*key), "{section}.{key} is not in the file");
+            }
+            assert!(!known.is_empty(), "{section}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_example_for_production_is_valid() {
+        let config = load(include_str!("../../config/production.toml"), &[]).unwrap();
+        assert_eq!(config.trusted_proxies.len(), 2);
+    }
+
+    #[test]
+    fn every_setting_has_a_comment() {
+        let mut before = "";
+        for line in FILE.lines() {
+            if line.contains(" = ") && !line.starts_with('#') {
+                assert!(before.starts_with("# "), "no comment above {line}");
+            }
+            before = line;
+        }
+    }
+
+    #[test]
+    fn mistakes_say_where_and_what_instead() {
+        let error = load("[server]\nlisten = \"127.0.0.1:0\"\nworker = 3\n", &[]).unwrap_err();
+        assert!(error.starts_with("t.toml:3:1: unknown key `worker`; did you mean `workers`?"), "{error}");
+        let error = load("[journal]\nretention = \"1 year\"\n", &[]).unwrap_err();
+        assert!(error.starts_with("t.toml:2:13: `1 year` is no duration"), "{error}");
+        let error = load("[journal]\ndurability = \"sometimes\"\n", &[]).unwrap_err();
+        assert!(error.contains("t.toml:2") && error.contains("synced"), "{error}");
+        let error = load("[server\n", &[]).unwrap_err();
+        assert!(error.starts_with("t.toml:1"), "{error}");
+        let error = load("[server]\nlisten = \"here\"\n[stats]\nmax_keys = 1\n", &[]).unwrap_err();
+        assert!(error.starts_with("t.toml:2: server.listen: `here` is no address"), "{error}");
+        assert!(error.contains("\nt.toml:4: stats.max_keys: "), "all at once: {error}");
+        let error = load("[server]\nadmin_key = \"short\"\n", &[]).unwrap_err();
+        assert!(error.contains("admin_key") && !error.contains("short"), "{error}");
+    }
+
+    #[test]
+    fn the_environment_overrides_the_file() {
+        let file = "[server]\nlisten = \"127.0.0.1:1\"\n";
+        let config = load(
+            file,
+            &[
+                ("TIDEGATE__SERVER__LISTEN", "127.0.0.1:2"),
+                ("TIDEGATE__SERVER__WORKERS", "3"),
+                ("TIDEGATE__SERVER__ADMIN_KEY", "1234567890123456"),
+                ("TIDEGATE__INGEST__CORS_ORIGINS", "[\"https://a\"]"),
+                ("TIDEGATE__SITES__SHOP__PRIVACY_SIGNAL", "drop"),
+                ("HOME", "/"),
+            ],
+        )
+        .unwrap();
+        assert_eq!((config.listen.port(), config.workers), (2, 3));
+        assert_eq!(config.admin_key.as_deref(), Some("1234567890123456"));
+        assert_eq!(config.cors_origins, Some(vec![String::from("https://a")]));
+        assert_eq!(config.rules.site_privacy["shop"], PrivacyPolicy::Drop);
+        let error = load(file, &[("TIDEGATE__SERVER__LISTN", "x")]).unwrap_err();
+        assert_eq!(error, "environment variable TIDEGATE__SERVER__LISTN: unknown key `listn`; did you mean `listen`?");
+        let error = load(file, &[("TIDEGATE__SERVER__LISTEN", "there")]).unwrap_err();
+        assert!(error.starts_with("environment variable TIDEGATE__SERVER__LISTEN: `there` is no address"), "{error}");
+        let error = load(file, &[("TIDEGATE__SERVER", "x")]).unwrap_err();
+        assert!(error.contains("TIDEGATE__SECTION__KEY"), "{error}");
+    }
+}

@@ -1,0 +1,108 @@
+//! Health: what works, part by part.
+
+use std::sync::atomic::Ordering;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::journal::Journal;
+use crate::lifecycle::{Lifecycle, Phase};
+use crate::stats::StatsHandle;
+
+/// How a part, or the whole, is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Works.
+    Ok,
+    /// Works, but not as it should.
+    Degraded,
+    /// Does not work.
+    Unavailable,
+}
+
+/// The state of the server.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"status": "ok", "phase": "ready", "version": "0.1.0",
+    "journal": {"status": "ok", "next_offset": 120}, "stats": {"status": "ok", "counted_through": 120, "behind": 0}}))]
+pub struct Health {
+    /// The worst of all parts.
+    pub status: Status,
+    /// `starting`, `ready` or `draining`.
+    phase: &'static str,
+    version: &'static str,
+    journal: JournalHealth,
+    stats: StatsHealth,
+}
+
+/// The journal.
+#[derive(Debug, Serialize, ToSchema)]
+struct JournalHealth {
+    status: Status,
+    /// Why nothing can be written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    next_offset: u64,
+    disk_bytes: u64,
+    /// Bytes of a torn tail that were cut at the start.
+    cut_bytes: u64,
+    /// Entries lost to damage.
+    lost: u64,
+}
+
+/// The statistics.
+#[derive(Debug, Serialize, ToSchema)]
+struct StatsHealth {
+    status: Status,
+    /// Why counting has stopped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    counted_through: u64,
+    /// Entries not yet counted.
+    behind: u64,
+    restarts: u64,
+}
+
+impl Health {
+    /// Of the server's parts. Reads published numbers only, so that it answers when a part does not.
+    pub fn of(journal: &Journal, stats: &StatsHandle, lifecycle: &Lifecycle) -> Self {
+        let phase = lifecycle.phase();
+        let fault = journal.fault();
+        let recovery = journal.recovery();
+        let lost = recovery.lost + stats.lost();
+        let journal_status = match (&fault, lost) {
+            (Some(_), _) => Status::Unavailable,
+            (None, 0) => Status::Ok,
+            (None, _) => Status::Degraded,
+        };
+        let counted = stats.counted();
+        let behind = journal.end().saturating_sub(counted);
+        let reason = stats.fault();
+        let stats_status = if reason.is_some() { Status::Degraded } else { Status::Ok };
+        let phase_status = if phase == Phase::Ready { Status::Ok } else { Status::Unavailable };
+        Self {
+            status: journal_status.max(stats_status).max(phase_status),
+            phase: match phase {
+                Phase::Starting => "starting",
+                Phase::Ready => "ready",
+                Phase::Draining => "draining",
+            },
+            version: env!("CARGO_PKG_VERSION"),
+            journal: JournalHealth {
+                status: journal_status,
+                reason: fault,
+                next_offset: journal.end(),
+                disk_bytes: journal.stats().disk_bytes.load(Ordering::Relaxed),
+                cut_bytes: recovery.cut_bytes,
+                lost,
+            },
+            stats: StatsHealth {
+                status: stats_status,
+                reason,
+                counted_through: counted,
+                behind,
+                restarts: stats.restarts(),
+            },
+        }
+    }
+}

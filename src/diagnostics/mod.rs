@@ -1,0 +1,5 @@
+//! How the server is doing: health, the audit of its books, metrics.
+
+pub mod audit;
+pub mod health;
+pub mod metrics;

@@ -1,0 +1,187 @@
+//! Who sends a request, and for which site: its address behind proxies, its agent, its wish for privacy, and whether it is
+//! the operator.
+
+use std::future::{Ready, ready};
+use std::net::IpAddr;
+
+use actix_web::dev::Payload;
+use actix_web::http::header::{self, HeaderMap};
+use actix_web::{FromRequest, HttpRequest, web};
+use ipnet::IpNet;
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::State;
+use super::error::ApiError;
+use crate::event::DEFAULT_SITE;
+use crate::event::intake::is_site;
+
+/// The client's address: the peer's, or the first from the right of `X-Forwarded-For` that is no trusted proxy.
+pub fn address(req: &HttpRequest, trusted: &[IpNet]) -> Option<IpAddr> {
+    let peer = req.peer_addr().map(|peer| peer.ip().to_canonical())?;
+    Some(forwarded(peer, req.headers(), trusted))
+}
+
+fn forwarded(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let is_trusted = |ip: &IpAddr| trusted.iter().any(|range| range.contains(ip));
+    if trusted.is_empty() || !is_trusted(&peer) {
+        return peer;
+    }
+    let mut client = peer;
+    let lines: Vec<&str> = headers.get_all("x-forwarded-for").filter_map(|v| v.to_str().ok()).collect();
+    for hop in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
+        // What cannot be read was not written by a proxy of ours: stop at the last that was.
+        let Some(ip) = parse_hop(hop.trim()) else { break };
+        client = ip;
+        if !is_trusted(&ip) {
+            break;
+        }
+    }
+    client
+}
+
+/// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1` or `[2001:db8::1]:80`.
+fn parse_hop(hop: &str) -> Option<IpAddr> {
+    let ip: IpAddr = hop
+        .parse()
+        .ok()
+        .or_else(|| hop.parse::<std::net::SocketAddr>().ok().map(|socket| socket.ip()))
+        .or_else(|| hop.strip_prefix('[')?.strip_suffix(']')?.parse().ok())?;
+    Some(ip.to_canonical())
+}
+
+/// Whether `Sec-GPC: 1` or `DNT: 1` was sent.
+pub fn privacy_signal(headers: &HeaderMap) -> bool {
+    ["sec-gpc", "dnt"].iter().any(|name| headers.get(*name).is_some_and(|value| value.as_bytes() == b"1"))
+}
+
+/// The site that a request asks for.
+pub fn site(site: &Option<String>) -> Result<&str, ApiError> {
+    let site = site.as_deref().filter(|site| !site.is_empty()).unwrap_or(DEFAULT_SITE);
+    if is_site(site) {
+        return Ok(site);
+    }
+    Err(ApiError::BadRequest(String::from("site must be 1 to 64 characters of A-Z a-z 0-9 _ . : -")))
+}
+
+/// The `User-Agent`, as far as it is text.
+pub fn agent(headers: &HeaderMap) -> &str {
+    headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default()
+}
+
+/// Proof that the request is the operator's: it has the admin key, or, where none is set, comes from this machine and
+/// through no proxy. Handlers that need it take it as an argument, so that they cannot forget to ask.
+#[derive(Debug)]
+pub struct Operator(());
+
+impl FromRequest for Operator {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let key = req.app_data::<web::Data<State>>().and_then(|state| state.config.admin_key.as_deref());
+        ready(allowed(key, req.peer_addr().map(|peer| peer.ip()), req.headers()).map(|()| Operator(())))
+    }
+}
+
+fn allowed(key: Option<&str>, peer: Option<IpAddr>, headers: &HeaderMap) -> Result<(), ApiError> {
+    match key {
+        Some(key) => {
+            let sent = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+            let sent = sent.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+            // Comparing hashes takes the same time wherever the first difference is.
+            if xxh3_128(sent.as_bytes()) == xxh3_128(key.as_bytes()) && sent == key {
+                return Ok(());
+            }
+            Err(ApiError::Unauthorized("this needs the header Authorization: Bearer with the server's admin key"))
+        }
+        None => {
+            let local = peer.is_some_and(|ip| ip.to_canonical().is_loopback());
+            let proxied = ["x-forwarded-for", "forwarded", "via", "x-real-ip"].iter().any(|h| headers.contains_key(*h));
+            if local && !proxied && is_own_page(headers) {
+                return Ok(());
+            }
+            Err(ApiError::Unauthorized("this is open to the server's own machine only, until server.admin_key is set"))
+        }
+    }
+}
+
+/// Whether no page of another site made the operator's browser send this: the address in `Host` must be this machine's
+/// (another name may have been pointed here), and `Origin`, where there is one, the same.
+fn is_own_page(headers: &HeaderMap) -> bool {
+    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    let host = text("host").unwrap_or_default();
+    let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((name, _)) => name,
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    let here = name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let same = text("origin").is_none_or(|origin| origin.split_once("://").is_some_and(|(_, rest)| rest == host));
+    here && same && text("sec-fetch-site").is_none_or(|site| matches!(site, "same-origin" | "none"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use actix_web::http::header::{HeaderName, HeaderValue};
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(k, v)| (HeaderName::from_static(k), HeaderValue::from_static(v))).collect()
+    }
+
+    fn client(peer: &str, lines: &[&'static str], trusted: &[&str]) -> String {
+        let trusted: Vec<IpNet> = trusted.iter().map(|range| range.parse().unwrap()).collect();
+        let pairs: Vec<_> = lines.iter().map(|line| ("x-forwarded-for", *line)).collect();
+        let mut map = HeaderMap::new();
+        for (name, value) in headers(&pairs) {
+            map.append(name, value);
+        }
+        for line in lines.iter().skip(map.len()) {
+            map.append(HeaderName::from_static("x-forwarded-for"), HeaderValue::from_static(line));
+        }
+        forwarded(peer.parse().unwrap(), &map, &trusted).to_string()
+    }
+
+    #[test]
+    fn forwarded_addresses_are_believed_from_trusted_proxies_only() {
+        assert_eq!(client("203.0.113.9", &["1.1.1.1"], &[]), "203.0.113.9");
+        assert_eq!(client("203.0.113.9", &["1.1.1.1"], &["10.0.0.0/8"]), "203.0.113.9");
+        assert_eq!(client("10.0.0.1", &["6.6.6.6, 1.1.1.1"], &["10.0.0.0/8"]), "1.1.1.1", "the left is forged");
+        assert_eq!(client("10.0.0.1", &["1.1.1.1, 10.0.0.2"], &["10.0.0.0/8"]), "1.1.1.1");
+        assert_eq!(client("10.0.0.1", &["1.1.1.1, rubbish"], &["10.0.0.0/8"]), "10.0.0.1");
+        assert_eq!(client("10.0.0.1", &["[2001:db8::1]:443"], &["10.0.0.0/8"]), "2001:db8::1");
+        assert_eq!(client("10.0.0.1", &["::ffff:1.1.1.1"], &["10.0.0.0/8"]), "1.1.1.1");
+        assert_eq!(client("10.0.0.1", &[], &["10.0.0.0/8"]), "10.0.0.1");
+    }
+
+    #[test]
+    fn the_operator_has_the_key_or_sits_at_the_machine() {
+        let local: Option<IpAddr> = Some("127.0.0.1".parse().unwrap());
+        let mapped: Option<IpAddr> = Some("::ffff:127.0.0.1".parse().unwrap());
+        let far: Option<IpAddr> = Some("192.0.2.1".parse().unwrap());
+        let none = headers(&[("host", "127.0.0.1:8080")]);
+        assert!(allowed(None, local, &none).is_ok());
+        assert!(allowed(None, local, &headers(&[("host", "[::1]:8080")])).is_ok());
+        let own = [("host", "localhost:8080"), ("origin", "http://localhost:8080"), ("sec-fetch-site", "same-origin")];
+        assert!(allowed(None, local, &headers(&own)).is_ok());
+        assert!(allowed(None, local, &headers(&[("host", "evil.example")])).is_err(), "a name pointed here");
+        let foreign = [("host", "localhost:8080"), ("origin", "https://evil.example")];
+        assert!(allowed(None, local, &headers(&foreign)).is_err(), "a form on another site");
+        assert!(allowed(None, mapped, &none).is_ok());
+        assert!(allowed(None, far, &none).is_err());
+        assert!(allowed(None, None, &none).is_err());
+        let proxied = [("host", "localhost"), ("x-forwarded-for", "1.1.1.1")];
+        assert!(allowed(None, local, &headers(&proxied)).is_err(), "through a proxy");
+        let key = Some("0123456789abcdef");
+        assert!(allowed(key, local, &none).is_err());
+        assert!(allowed(key, far, &headers(&[("authorization", "Bearer 0123456789abcdef")])).is_ok());
+        assert!(allowed(key, far, &headers(&[("authorization", "Bearer 0123456789abcdeX")])).is_err());
+    }
+
+    #[test]
+    fn only_a_one_is_a_signal() {
+        assert!(privacy_signal(&headers(&[("sec-gpc", "1")])));
+        assert!(privacy_signal(&headers(&[("dnt", "1")])));
+        assert!(!privacy_signal(&headers(&[("dnt", "0")])));
+        assert!(!privacy_signal(&HeaderMap::new()));
+    }
+}

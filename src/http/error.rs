@@ -1,0 +1,183 @@
+//! Every error a client can see: one type, mapped to status and stable code in one place.
+
+use actix_web::http::StatusCode;
+use actix_web::http::header;
+use actix_web::{HttpResponse, ResponseError};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::actor::admission::Overloaded;
+use crate::event::Reject;
+use crate::journal::AppendError;
+use crate::stats::StatsError;
+
+/// What went wrong with a request.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// A parameter or the body makes no sense.
+    #[error("{0}")]
+    BadRequest(String),
+    /// Nothing in the body could be used; says why for each event.
+    #[error("none of the events could be used: {}", .0.first().map_or("", |r| r.message.as_str()))]
+    NothingUsable(Vec<Reject>),
+    /// The body is longer than allowed.
+    #[error("the body is longer than {0} bytes, as sent or decompressed")]
+    TooLarge(usize),
+    /// The body stopped coming.
+    #[error("the body did not come; send it without long pauses")]
+    TooSlow,
+    /// The body's encoding is unknown.
+    #[error("Content-Encoding must be gzip, deflate, br or zstd")]
+    UnsupportedEncoding,
+    /// The operator's endpoints need the key, or a request from this machine.
+    #[error("{0}")]
+    Unauthorized(&'static str),
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(&'static str),
+    /// The path exists for other methods.
+    #[error("this path does not take the method")]
+    MethodNotAllowed,
+    /// Too much at once.
+    #[error(transparent)]
+    Overloaded(#[from] Overloaded),
+    /// Something that is needed does not work right now.
+    #[error("{0}")]
+    Unavailable(String),
+    /// A mistake of ours; the cause is in the log, not in the answer.
+    #[error("something went wrong on the server")]
+    Internal,
+}
+
+impl ApiError {
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            ApiError::BadRequest(_) => "bad_request",
+            ApiError::NothingUsable(_) => "nothing_usable",
+            ApiError::TooLarge(_) => "body_too_large",
+            ApiError::TooSlow => "request_timeout",
+            ApiError::UnsupportedEncoding => "unsupported_encoding",
+            ApiError::Unauthorized(_) => "unauthorized",
+            ApiError::NotFound(_) => "not_found",
+            ApiError::MethodNotAllowed => "method_not_allowed",
+            ApiError::Overloaded(_) => "overloaded",
+            ApiError::Unavailable(_) => "unavailable",
+            ApiError::Internal => "internal",
+        }
+    }
+
+    /// Logs the cause of a mistake of ours.
+    pub fn internal(cause: impl std::fmt::Display) -> Self {
+        log::error!("request failed: {cause}");
+        ApiError::Internal
+    }
+
+    /// The answer, in the envelope.
+    pub fn render(&self, request_id: &str, timestamp: i64) -> HttpResponse {
+        let rejected = match self {
+            ApiError::NothingUsable(rejected) => Some(rejected.as_slice()),
+            _ => None,
+        };
+        let body = ErrorEnvelope {
+            success: false,
+            error: ErrorBody { code: self.code(), message: self.to_string(), request_id, rejected },
+            timestamp,
+        };
+        let mut answer = HttpResponse::build(self.status_code());
+        answer.insert_header(("x-request-id", request_id)).insert_header((header::CACHE_CONTROL, "no-store"));
+        if self.status_code() == StatusCode::SERVICE_UNAVAILABLE {
+            answer.insert_header((header::RETRY_AFTER, "1"));
+        }
+        if self.status_code() == StatusCode::UNAUTHORIZED {
+            answer.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
+        }
+        answer.json(body)
+    }
+}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        match self {
+            ApiError::BadRequest(_) | ApiError::NothingUsable(_) => StatusCode::BAD_REQUEST,
+            ApiError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            ApiError::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            ApiError::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            ApiError::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+            ApiError::NotFound(_) => StatusCode::NOT_FOUND,
+            ApiError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            ApiError::Overloaded(_) | ApiError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            ApiError::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        // The middleware renders it again with the request's id; this is what a caller without it sees.
+        HttpResponse::new(self.status_code())
+    }
+}
+
+impl From<AppendError> for ApiError {
+    fn from(error: AppendError) -> Self {
+        match error {
+            AppendError::Overloaded(overloaded) => ApiError::Overloaded(overloaded),
+            AppendError::Unavailable(_) | AppendError::Closed => ApiError::Unavailable(error.to_string()),
+        }
+    }
+}
+
+impl From<StatsError> for ApiError {
+    fn from(error: StatsError) -> Self {
+        match error {
+            StatsError::BadQuery(message) => ApiError::BadRequest(message),
+            other => {
+                log::error!("statistics: {other}");
+                ApiError::Unavailable(String::from("the statistics cannot be read right now"))
+            }
+        }
+    }
+}
+
+/// How every error is written.
+#[derive(Serialize, ToSchema)]
+pub struct ErrorEnvelope<'a> {
+    /// Always false.
+    success: bool,
+    error: ErrorBody<'a>,
+    /// Unix seconds.
+    timestamp: i64,
+}
+
+/// What went wrong.
+#[derive(Serialize, ToSchema)]
+pub struct ErrorBody<'a> {
+    /// Stable; see docs/api.md.
+    #[schema(example = "bad_request")]
+    code: &'static str,
+    /// For a person.
+    message: String,
+    /// Also in the header `X-Request-ID`.
+    request_id: &'a str,
+    /// Why each event was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<Object>)]
+    rejected: Option<&'a [Reject]>,
+}
+
+/// How every answer is written.
+#[derive(Serialize, ToSchema)]
+pub struct Envelope<T> {
+    /// Always true.
+    pub success: bool,
+    /// The answer.
+    pub data: T,
+    /// Unix seconds.
+    pub timestamp: i64,
+}
+
+impl<T> Envelope<T> {
+    /// Wraps an answer given `now`, in Unix milliseconds.
+    pub fn new(data: T, now: i64) -> Self {
+        Self { success: true, data, timestamp: now.div_euclid(1000) }
+    }
+}

@@ -1,0 +1,111 @@
+//! What is done to every request, around the handlers.
+
+use actix_web::body::{BoxBody, EitherBody, MessageBody};
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::header::{self, HeaderName, HeaderValue};
+use actix_web::http::{Method, StatusCode};
+use actix_web::middleware::Next;
+use actix_web::{Error, web};
+
+use super::State;
+use super::error::ApiError;
+use super::openapi::Document;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Gives every error the envelope and a request id; an id that came with the request is taken over.
+pub async fn envelope<B: MessageBody + 'static>(
+    mut req: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<BoxBody, B>>, Error> {
+    // What answers GET answers HEAD; the encoder leaves the body out, as it knows what was asked.
+    if req.method() == Method::HEAD {
+        req.head_mut().method = Method::GET;
+    }
+    let sent = req.headers().get(REQUEST_ID).filter(|id| well_formed(id)).cloned();
+    let mut answer = next.call(req).await?;
+    let status = answer.status();
+    if !status.is_client_error() && !status.is_server_error() {
+        if let Some(id) = sent {
+            answer.headers_mut().insert(REQUEST_ID, id);
+        }
+        return Ok(answer.map_into_right_body());
+    }
+    // Health answers say more than an error could.
+    if answer.response().error().is_none() && answer.headers().contains_key(header::CONTENT_TYPE) {
+        return Ok(answer.map_into_right_body());
+    }
+    let id = match sent.as_ref().and_then(|id| id.to_str().ok()) {
+        Some(id) => id.to_owned(),
+        None => uuid::Uuid::new_v4().to_string(),
+    };
+    let now = answer.request().app_data::<web::Data<State>>().map_or(0, |state| state.clock.now());
+    let document = answer.request().app_data::<web::Data<Document>>();
+    let elsewhere = document.map(|document| document.methods(answer.request().path())).unwrap_or_default();
+    let mut rendered = match answer.response().error().and_then(|error| error.as_error::<ApiError>()) {
+        Some(error) => error.render(&id, now.div_euclid(1000)),
+        // The path is there, for other methods.
+        None if status == StatusCode::NOT_FOUND && !elsewhere.is_empty() => {
+            ApiError::MethodNotAllowed.render(&id, now.div_euclid(1000))
+        }
+        None => foreign(status, answer.response().error()).render(&id, now.div_euclid(1000)),
+    };
+    if rendered.status() == StatusCode::METHOD_NOT_ALLOWED
+        && let Ok(allowed) = HeaderValue::from_str(&elsewhere)
+    {
+        rendered.headers_mut().insert(header::ALLOW, allowed);
+    }
+    if status.is_server_error() && status != StatusCode::SERVICE_UNAVAILABLE {
+        log::error!("{} {} answered {status}, request id {id}", answer.request().method(), answer.request().path());
+    }
+    // What the framework or another middleware wanted the client to know, like Allow and CORS, stays.
+    let (request, old) = answer.into_parts();
+    for (name, value) in old.headers() {
+        if *name != header::CONTENT_TYPE && *name != header::CONTENT_LENGTH && !rendered.headers().contains_key(name) {
+            rendered.headers_mut().append(name.clone(), value.clone());
+        }
+    }
+    Ok(ServiceResponse::new(request, rendered.map_into_boxed_body()).map_into_left_body())
+}
+
+/// Refuses methods that nobody has heard of, before each becomes a series of its own in the metrics.
+pub async fn known_methods<B: MessageBody + 'static>(
+    req: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<BoxBody, B>>, Error> {
+    const KNOWN: [Method; 9] = [
+        Method::GET,
+        Method::HEAD,
+        Method::POST,
+        Method::PUT,
+        Method::PATCH,
+        Method::DELETE,
+        Method::OPTIONS,
+        Method::TRACE,
+        Method::CONNECT,
+    ];
+    if KNOWN.contains(req.method()) {
+        return Ok(next.call(req).await?.map_into_right_body());
+    }
+    let now = req.app_data::<web::Data<State>>().map_or(0, |state| state.clock.now());
+    let refused = ApiError::MethodNotAllowed.render(&uuid::Uuid::new_v4().to_string(), now.div_euclid(1000));
+    Ok(req.into_response(refused).map_into_left_body())
+}
+
+fn well_formed(id: &HeaderValue) -> bool {
+    let allowed = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
+    (1..=128).contains(&id.len()) && id.as_bytes().iter().all(allowed)
+}
+
+/// An error that the framework found.
+fn foreign(status: StatusCode, error: Option<&Error>) -> ApiError {
+    match status {
+        StatusCode::NOT_FOUND => ApiError::NotFound("there is nothing at this path; see /docs/"),
+        StatusCode::METHOD_NOT_ALLOWED => ApiError::MethodNotAllowed,
+        status if status.is_client_error() => {
+            let detail = error.map(ToString::to_string).filter(|text| !text.is_empty());
+            ApiError::BadRequest(detail.unwrap_or_else(|| String::from("the request makes no sense")))
+        }
+        _ => ApiError::Internal,
+    }
+}

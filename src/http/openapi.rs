@@ -1,0 +1,100 @@
+//! The API's description, made from the handlers, and the page that shows it.
+
+use actix_web::http::header;
+use actix_web::web::{self, Bytes};
+use actix_web::{HttpResponse, get};
+use utoipa::OpenApi;
+use utoipa_swagger_ui::SwaggerUi;
+
+use super::{assets, ingest, live, operate, statistics};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Tidegate", description = "Beacons in, exact live numbers out."),
+    paths(
+        ingest::events, ingest::pixel, ingest::import, assets::tracker, statistics::realtime, statistics::summary,
+        statistics::timeseries, statistics::pages, statistics::referrers, statistics::events, live::live,
+        assets::dashboard, assets::dashboard_file, operate::visitor_events, operate::audit, operate::export,
+        operate::live, operate::ready, operate::health, metrics, document,
+    ),
+    modifiers(&Bearer),
+    tags(
+        (name = "in", description = "Events in"),
+        (name = "out", description = "Numbers out"),
+        (name = "operate", description = "For whoever operates the server"),
+    )
+)]
+struct Api;
+
+/// The description, made once.
+pub struct Document {
+    json: Bytes,
+    /// Paths with their methods, as in `Allow`.
+    routes: Vec<(String, String)>,
+}
+
+impl Document {
+    /// Makes it.
+    pub fn new() -> Self {
+        let api = Api::openapi();
+        let routes = api.paths.paths.iter().map(|(path, item)| {
+            let methods = [("GET", item.get.is_some()), ("HEAD", item.get.is_some()), ("POST", item.post.is_some())];
+            let methods: Vec<&str> = methods.iter().filter(|(_, is)| *is).map(|(name, _)| *name).collect();
+            (path.clone(), methods.join(", "))
+        });
+        let routes = routes.collect();
+        Self { json: api.to_pretty_json().map_or_else(|_| Bytes::from_static(b"{}"), Bytes::from), routes }
+    }
+
+    /// The methods that a path takes; empty if there is no such path.
+    pub fn methods(&self, path: &str) -> String {
+        let matches = |pattern: &str| {
+            let (mut pattern, mut path) = (pattern.split('/'), path.split('/'));
+            loop {
+                match (pattern.next(), path.next()) {
+                    (None, None) => return true,
+                    (Some(p), Some(segment)) if p == segment || (p.starts_with('{') && !segment.is_empty()) => {}
+                    _ => return false,
+                }
+            }
+        };
+        let found = self.routes.iter().find(|(pattern, _)| matches(pattern));
+        found.map(|(_, methods)| methods.clone()).unwrap_or_default()
+    }
+}
+
+/// The operator's key.
+struct Bearer;
+
+impl utoipa::Modify for Bearer {
+    fn modify(&self, api: &mut utoipa::openapi::OpenApi) {
+        use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+        let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+        api.components.get_or_insert_default().add_security_scheme("operator", SecurityScheme::Http(scheme));
+    }
+}
+
+/// Numbers for Prometheus. (actix-web-prom answers this itself.)
+#[utoipa::path(
+    get, path = "/metrics", tag = "operate",
+    responses((status = 200, description = "Prometheus text format", content_type = "text/plain", body = String,
+        example = "tidegate_events_total{outcome=\"accepted\"} 120\n"))
+)]
+#[expect(dead_code, reason = "only its description is used")]
+fn metrics() {}
+
+/// This description.
+#[utoipa::path(tag = "operate", responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json",
+    body = Object, example = json!({"openapi": "3.1.0"}))))]
+#[get("/openapi.json")]
+pub async fn document(document: web::Data<Document>) -> HttpResponse {
+    HttpResponse::Ok()
+        .insert_header((header::CONTENT_TYPE, "application/json"))
+        .insert_header((header::CACHE_CONTROL, "no-cache"))
+        .body(document.json.clone())
+}
+
+/// Swagger UI, with all its files compiled in.
+pub fn docs() -> SwaggerUi {
+    SwaggerUi::new("/docs/{_:.*}").config(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none"))
+}

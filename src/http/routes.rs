@@ -1,0 +1,68 @@
+//! Every route, on one page. What is documented is collected from the same handlers (`openapi`), and a test compares.
+
+use actix_cors::Cors;
+use actix_web::http::{Method, header};
+use actix_web::web::{self, PathConfig, QueryConfig, ServiceConfig};
+use actix_web::{HttpResponse, middleware::Compress};
+
+use super::error::ApiError;
+use super::{State, assets, ingest, live, openapi, operate, statistics};
+
+/// Puts all routes into an app.
+pub fn configure(app: &mut ServiceConfig, state: &web::Data<State>) {
+    app
+        // in
+        .service(web::resource("/api/v1/events").wrap(cors(state)).route(web::post().to(ingest::events)))
+        .service(ingest::pixel)
+        .service(ingest::import)
+        .service(assets::tracker)
+        // out
+        .service(statistics::realtime)
+        .service(live::live)
+        .service(
+            web::scope("/api/v1/stats")
+                .wrap(Compress::default())
+                .service(statistics::summary)
+                .service(statistics::timeseries)
+                .service(statistics::pages)
+                .service(statistics::referrers)
+                .service(statistics::events),
+        )
+        .service(assets::front)
+        .service(assets::dashboard)
+        .service(assets::dashboard_file)
+        // operate
+        .service(operate::visitor_events)
+        .service(operate::audit)
+        .service(operate::export)
+        .service(operate::live)
+        .service(operate::ready)
+        .service(operate::health)
+        .service(openapi::document)
+        .service(openapi::docs())
+        .route("/docs", web::get().to(to_docs));
+}
+
+async fn to_docs() -> HttpResponse {
+    HttpResponse::Found().insert_header((header::LOCATION, "/docs/")).finish()
+}
+
+/// Browsers of these origins may send beacons and read the answer. Trackers send `text/plain` without a preflight; other
+/// clients name their own headers, so all are allowed.
+fn cors(state: &web::Data<State>) -> Cors {
+    let cors = Cors::default().allowed_methods([Method::POST]).allow_any_header().max_age(86_400);
+    match &state.config.cors_origins {
+        None => cors.allow_any_origin().send_wildcard(),
+        Some(origins) => origins.iter().fold(cors, |cors, origin| cors.allowed_origin(origin)),
+    }
+}
+
+/// Bad query strings are told like every other error.
+pub fn query_errors() -> QueryConfig {
+    QueryConfig::default().error_handler(|error, _| ApiError::BadRequest(error.to_string()).into())
+}
+
+/// So are bad path segments.
+pub fn path_errors() -> PathConfig {
+    PathConfig::default().error_handler(|error, _| ApiError::BadRequest(error.to_string()).into())
+}
