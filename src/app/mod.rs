@@ -85,6 +85,9 @@ impl Core {
     }
 }
 
+/// How long workers have, in a drain, to begin the connections they were handed.
+const TAKE_UP: Duration = Duration::from_millis(100);
+
 /// A running server.
 pub struct App {
     core: Core,
@@ -171,6 +174,10 @@ impl App {
         let for_requests = http::share_of_drain(deadline);
         self.lifecycle.enter(Phase::Draining);
         let phase = Stopwatch::start();
+        // A worker that is told to stop drops the connections it was handed and has not begun. So nothing more is
+        // accepted first, and what was is taken up.
+        self.server.pause().await;
+        tokio::time::sleep(TAKE_UP).await;
         // The server's own shutdown time-out cuts what is left a little before this.
         if tokio::time::timeout(for_requests + Duration::from_secs(1), self.server.stop(true)).await.is_err() {
             log::warn!("drain: requests were still running after {} s", for_requests.as_secs());
