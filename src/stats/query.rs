@@ -41,7 +41,7 @@ struct Inner {
 
 /// Everything that an answer depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
+pub(super) struct Key {
     question: Question,
     site: String,
     from: UnixMillis,
@@ -208,6 +208,11 @@ impl Queries {
         self.answer(None, |conn, _| read::sites(conn)).await
     }
 
+    /// How the statistics are counted.
+    pub(super) fn options(&self) -> &StatsOptions {
+        &self.0.options
+    }
+
     /// Closes the connections; questions are refused from now on. To be called within the runtime: connections that are
     /// still open when the last clone is dropped outside of it would panic.
     pub async fn close(&self) {
@@ -239,7 +244,7 @@ impl Queries {
     }
 
     /// Runs `compute` in a read transaction, unless its answer is remembered for the store's present cursor.
-    async fn answer<T: Send + Sync + 'static>(
+    pub(super) async fn answer<T: Send + Sync + 'static>(
         &self,
         key: Option<Key>,
         compute: impl FnOnce(&Connection, AsOf) -> Result<T, StatsError> + Send + 'static,

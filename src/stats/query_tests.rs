@@ -3,7 +3,7 @@ use crate::clock::{DAY, HOUR, MINUTE, parse_rfc3339};
 use crate::event::RejectCode;
 use crate::event::codec::Entry;
 use crate::stats::test_events::{Made, deltas};
-use crate::stats::{Delta, SqliteStore, StatsStore};
+use crate::stats::{Delta, Rollup, Rollups, SqliteStore, StatsStore, WindowKey};
 
 struct Shop {
     _dir: tempfile::TempDir,
@@ -192,4 +192,26 @@ async fn queries_cannot_write_and_make_no_file() {
     let queries = Queries::open(&nowhere, StatsOptions::default()).unwrap();
     assert!(matches!(queries.sites().await, Err(StatsError::Pool(_))));
     assert!(!nowhere.exists());
+}
+
+#[tokio::test]
+async fn the_quarters_of_an_hour_merge_into_what_the_summary_says() {
+    let mut shop = shop();
+    let from = at("2026-03-01T10:00:00Z");
+    let times: Vec<UnixMillis> = (0..200).map(|i| from + i * 18_000 + i % 3).collect();
+    shop.view(&times, from + HOUR);
+    let hour = Range { from, to: from + HOUR };
+    let windows = shop.queries.windows(Tier::Quarter, hour.from, hour.to).await.unwrap();
+    assert_eq!(windows.len(), 4);
+    let missing = WindowKey { start: from - HOUR, ..windows[0].clone() };
+    let Rollups { as_of, rollups } =
+        shop.queries.rollups(windows.iter().cloned().chain([missing]).collect()).await.unwrap();
+    assert_eq!((rollups.len(), as_of.offset), (4, 200));
+    let mut sum = Rollup::new(windows[0].clone(), 10_000);
+    rollups.iter().for_each(|quarter| sum.merge(quarter));
+    let summary = shop.queries.summary("shop", hour, from + HOUR).await.unwrap();
+    assert_eq!((sum.page_views, sum.visitors.count().count), (summary.page_views, summary.unique_visitors));
+    assert_eq!(sum.types.into_iter().collect::<BTreeMap<_, _>>(), summary.events);
+    assert_eq!(sum.pages, HashMap::from([(String::from("/a"), 200)]));
+    shop.queries.close().await;
 }

@@ -94,6 +94,20 @@ pub(super) fn sites_in(
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
+/// Windows of `tier` that start in `[from, to)`: site and start.
+pub(in crate::stats) fn windows_in(
+    conn: &Connection,
+    tier: Tier,
+    from: UnixMillis,
+    to: UnixMillis,
+) -> Result<Vec<(String, UnixMillis)>, StatsError> {
+    let sql = "SELECT s.name, w.start FROM stats_sites s JOIN stats_windows w ON w.site = s.id
+               WHERE w.tier = ?1 AND w.start >= ?2 AND w.start < ?3 ORDER BY w.start, s.name";
+    let mut statement = conn.prepare_cached(sql)?;
+    let rows = statement.query_map(params![tier as u8, from, to], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
 pub(in crate::stats) fn totals(conn: &Connection, site: i64, pieces: &[Piece]) -> Result<Totals, StatsError> {
     let sql = "SELECT sum(page_views), sum(events), sum(bots) FROM stats_windows
                WHERE site = ?1 AND tier = ?2 AND start >= ?3 AND start < ?4";
