@@ -50,12 +50,14 @@ print(*found)
 PY
 }
 
-# alive DIR: whether the process of a folder still is the one that was started there.
+# When a process began, in clock ticks: with its pid, that tells it from a later one.
+began() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20; }
+
+# alive DIR: whether the process that was started in a folder still runs.
 alive() {
-    local pid
-    [ -s "$1/pid" ] || return 1
-    pid=$(cat "$1/pid")
-    [ -r "/proc/$pid/environ" ] && tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qxF "TIDEGATE_SERVICE_DIR=$1"
+    local pid start
+    read -r pid start 2>/dev/null <"$1/started" || return 1
+    [ -n "$start" ] && [ "$(began "$pid")" = "$start" ]
 }
 
 # launch DIR COMMAND...: starts it away from our own output, so that whoever reads that sees its end.
@@ -64,10 +66,10 @@ launch() {
     shift
     (
         cd "$dir"
-        export TIDEGATE_SERVICE_DIR="$dir"
         exec setsid "$@" </dev/null >>"$dir/log" 2>&1 9>&-
     ) &
     printf '%s' $! >"$dir/pid"
+    printf '%s %s\n' $! "$(began $!)" >"$dir/started"
     # setsid keeps the pid of a shell that is no group leader.
     disown
     if [ -n "${TIDEGATE_SERVICES_PARENT:-}" ]; then
@@ -180,14 +182,6 @@ PROPERTIES
             printf '%s\n' "$setting" >>"$dir/server.properties"
         done
     fi
-    cat >"$dir/log4j2.properties" <<'LOGGING'
-rootLogger.level=warn
-rootLogger.appenderRef.stdout.ref=out
-appender.out.type=Console
-appender.out.name=out
-appender.out.layout.type=PatternLayout
-appender.out.layout.pattern=[%d] %p %m (%c)%n
-LOGGING
     if [ ! -e "$dir/formatted" ]; then
         kafka_tool kafka-storage format -t dGlkZWdhdGUtdGVzdHMtMQ -c "$dir/server.properties" >>"$dir/log" 2>&1 || {
             tail -n 5 "$dir/log" >&2
@@ -196,7 +190,7 @@ LOGGING
         touch "$dir/formatted"
     fi
     launch "$dir" java -Xmx512m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC \
-        -Dlog4j2.configurationFile="$dir/log4j2.properties" -cp "$libs/*" kafka.Kafka "$dir/server.properties"
+        -Dorg.slf4j.simpleLogger.defaultLogLevel=warn -cp "$libs/*" kafka.Kafka "$dir/server.properties"
     until_answers "$dir" kafka kafka_answers "$port"
 }
 
@@ -230,7 +224,8 @@ kafka_tool() {
         *) fail "there is no tool \"$1\" here; known are kafka-topics, kafka-console-consumer, kafka-console-producer, kafka-get-offsets, kafka-configs, kafka-storage, kafka-transactions, and any class by its name" ;;
     esac
     shift
-    java -Xmx256m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -cp "$libs/*" "$class" "$@"
+    java -Xmx256m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Dorg.slf4j.simpleLogger.defaultLogLevel=error \
+        -cp "$libs/*" "$class" "$@"
 }
 
 stop_servers() {
@@ -247,6 +242,6 @@ stop_servers() {
             fi
             sleep 0.05
         done
-        rm -f "$dir/pid"
+        rm -f "$dir/pid" "$dir/started"
     done < <(find "$1" -name pid -type f)
 }
