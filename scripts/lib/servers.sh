@@ -51,7 +51,7 @@ PY
 }
 
 # When a process began, in clock ticks: with its pid, that tells it from a later one.
-began() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20; }
+began() { sed 's/.*) //; /^[ZX]/d' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20; }
 
 # alive DIR: whether the process that was started in a folder still runs.
 alive() {
@@ -59,6 +59,9 @@ alive() {
     read -r pid start 2>/dev/null <"$1/started" || return 1
     [ -n "$start" ] && [ "$(began "$pid")" = "$start" ]
 }
+
+# still_alive DIR: what was killed a moment ago may take another to be gone.
+still_alive() { alive "$1" && sleep 0.3 && alive "$1"; }
 
 # launch DIR COMMAND...: starts it away from our own output, so that whoever reads that sees its end.
 launch() {
@@ -106,9 +109,10 @@ redis_answers() { [ "$(redis-cli -p "$1" "${@:2}" ping 2>&1)" = PONG ] || redis-
 run_redis() {
     local dir=$1
     shift
-    alive "$dir" && return
+    still_alive "$dir" && return
     [ -s "$dir/port" ] || free_ports 1 >"$dir/port"
-    launch "$dir" redis-server --port "$(cat "$dir/port")" --bind 127.0.0.1 --dir "$dir" --save "" "$@"
+    launch "$dir" redis-server --port "$(cat "$dir/port")" --bind 127.0.0.1 --dir "$dir" --save "" \
+        --shutdown-timeout 0 "$@"
     until_answers "$dir" redis redis_answers "$(cat "$dir/port")"
 }
 
@@ -150,7 +154,7 @@ cluster_is_whole() {
 run_kafka() {
     local dir=$1 libs port controller setting
     shift
-    alive "$dir" && return
+    still_alive "$dir" && return
     libs=$(kafka_libs)
     [ -d "$libs" ] || fail "Apache Kafka is not there yet. Please run: scripts/services kafka"
     [ -s "$dir/ports" ] || free_ports 2 >"$dir/ports"

@@ -53,6 +53,7 @@ impl Core {
             .await??
         };
         let (salts, store, journal) = opened;
+        let salts = Arc::new(salts);
         let recovery = journal.recovery();
         if recovery.replayed > 0 || recovery.cut_bytes > 0 {
             log::info!(
@@ -62,8 +63,9 @@ impl Core {
                 recovery.took.as_millis()
             );
         }
-        let stats = stats::start(store, &journal, clock.clone(), &config.stats, config.flush_interval)?;
-        Ok(Self { config, clock, salts: Arc::new(salts), journal, stats, lock })
+        let shared = config.shared.clone().map(|options| (options, salts.clone()));
+        let stats = stats::start(store, &journal, clock.clone(), &config.stats, config.flush_interval, shared)?;
+        Ok(Self { config, clock, salts, journal, stats, lock })
     }
 
     /// Closes in the direction of the flow: the journal takes nothing more, the readers finish, the stores are synced.
@@ -79,6 +81,7 @@ impl Core {
         let phase = Stopwatch::start();
         self.stats.stop(deadline.saturating_sub(phase.elapsed())).await;
         let behind = self.journal.end().saturating_sub(self.stats.counted());
+        self.stats.close().await;
         log::info!("drain: counting ended after {} ms, {behind} entries left", phase.elapsed().as_millis());
         drop(self.lock);
         Ok(())

@@ -3,6 +3,7 @@
 //! Errors say where (file and line, or the variable), which key, what is wrong, and what to write instead.
 
 pub mod raw;
+mod redis;
 pub mod units;
 
 use std::collections::HashMap;
@@ -15,7 +16,7 @@ use serde::Deserialize;
 
 use crate::event::intake::{PrivacyPolicy, Rules, is_site};
 use crate::journal::JournalOptions;
-use crate::stats::{Retention, StatsOptions};
+use crate::stats::{Retention, SharedOptions, StatsOptions};
 use raw::RawConfig;
 use units::Span;
 
@@ -60,6 +61,8 @@ pub struct Config {
     pub stats: StatsOptions,
     /// Age at which counts are written and shown.
     pub flush_interval: Duration,
+    /// Where several instances add up.
+    pub shared: Option<SharedOptions>,
     /// Filter of the log.
     pub log: String,
 }
@@ -267,6 +270,7 @@ fn validate(raw: &RawConfig) -> Result<Config, Vec<(String, String)>> {
     least("ingest.max_sites", raw.ingest.max_sites as u64, 1);
     least("ingest.max_open_visits", raw.ingest.max_open_visits as u64, 100);
     least("stats.max_keys", raw.stats.max_keys as u64, 10);
+    let shared = redis::shared(&raw.stats, &mut bad);
     let mut site_privacy: HashMap<String, PrivacyPolicy> = HashMap::new();
     for (name, site) in &raw.sites {
         if !is_site(name) {
@@ -327,6 +331,7 @@ fn validate(raw: &RawConfig) -> Result<Config, Vec<(String, String)>> {
             ..StatsOptions::default()
         },
         flush_interval,
+        shared,
         log: raw.log.level.clone(),
     })
 }
@@ -359,6 +364,12 @@ mod tests {
                 assert!(keys.as_table().unwrap().contains_key(*key), "{section}.{key} is not in the file");
             }
             assert!(!known.is_empty(), "{section}: {error}");
+            for (inner, keys) in keys.as_table().unwrap().iter().filter(|(_, keys)| keys.is_table()) {
+                let error = toml::from_str::<RawConfig>(&format!("[{section}.{inner}]\nnosuch = 1")).unwrap_err();
+                for key in error.message().split('`').skip(3).step_by(2) {
+                    assert!(keys.as_table().unwrap().contains_key(key), "{section}.{inner}.{key} is not in the file");
+                }
+            }
         }
     }
 
@@ -394,6 +405,28 @@ mod tests {
         assert!(error.contains("\nt.toml:4: stats.max_keys: "), "all at once: {error}");
         let error = load("[server]\nadmin_key = \"short\"\n", &[]).unwrap_err();
         assert!(error.contains("admin_key") && !error.contains("short"), "{error}");
+    }
+
+    #[test]
+    fn the_shared_store_is_one_address_or_a_list() {
+        assert!(load("", &[]).unwrap().shared.is_none());
+        let config = load("[stats]\nurl = \"redis://127.0.0.1:1/2\"\n[stats.redis]\nuniques = \"hll\"\n", &[]).unwrap();
+        let shared = config.shared.unwrap();
+        assert_eq!((shared.urls.len(), shared.cluster, shared.uniques), (1, false, crate::stats::UniquesMode::Hll));
+        let config = load("[stats]\nurl = [\"redis://a:1\", \"redis://a:2\"]\n", &[]).unwrap();
+        assert!(config.shared.unwrap().cluster);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("password");
+        std::fs::write(&file, "a b/c\n").unwrap();
+        let env = [
+            ("TIDEGATE__STATS__URL", "rediss://a:1,rediss://b:1"),
+            ("TIDEGATE__STATS__REDIS__PASSWORD_FILE", file.to_str().unwrap()),
+        ];
+        assert_eq!(load("", &env).unwrap().shared.unwrap().urls, ["rediss://:a%20b%2Fc@a:1", "rediss://:a%20b%2Fc@b:1"]);
+        let error = load("[stats]\nurl = \"http://user:secret@x\"\n", &[]).unwrap_err();
+        assert!(error.starts_with("t.toml:2: stats.url: an address must be like") && !error.contains("secret"), "{error}");
+        let error = load("[stats]\nurl = \"redis://x\"\n[stats.redis]\nprefix = \"{a}\"\n", &[]).unwrap_err();
+        assert!(error.starts_with("t.toml:4: stats.redis.prefix:"), "{error}");
     }
 
     #[test]

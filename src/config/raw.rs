@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::units::{Bytes, Span};
+use super::units::{Bytes, Span, Urls};
 use crate::event::intake::PrivacyPolicy;
 use crate::journal::Durability;
+use crate::stats::UniquesMode;
 
 /// The whole file.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -135,6 +136,38 @@ section! {
         max_keys: usize = 10_000,
         /// Age at which counts are written.
         flush_interval: Span = Span::millis(100),
+        /// Redis that several instances share.
+        url: Urls = Urls::default(),
+        /// How it is used.
+        redis: StatsRedis = StatsRedis::default(),
+    }
+}
+
+section! {
+    /// `[stats.redis]`
+    StatsRedis {
+        /// One node of a cluster.
+        cluster: bool = false,
+        /// File with the password.
+        password_file: String = String::new(),
+        /// Authorities, PEM.
+        ca_file: String = String::new(),
+        /// Before every key.
+        prefix: String = String::new(),
+        /// Sets or sketches.
+        uniques: UniquesMode = UniquesMode::Set,
+        /// Age at which counts are sent.
+        flush_interval: Span = Span::secs(1),
+        /// For an answer.
+        timeout: Span = Span::secs(2),
+        /// A stream a type.
+        event_streams: bool = true,
+        /// Entries of a stream.
+        stream_entries: u64 = 10_000,
+        /// A key a second and type.
+        event_keys: bool = false,
+        /// A list a user.
+        user_events: bool = true,
     }
 }
 

@@ -47,6 +47,43 @@ impl Span {
     }
 }
 
+/// Addresses of one outside system: a text, several with commas between them, or a list. They may hold passwords, so they
+/// are not shown.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Urls(pub Vec<String>);
+
+impl fmt::Debug for Urls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} addresses", self.0.len())
+    }
+}
+
+impl<'de> Deserialize<'de> for Urls {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = Urls;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an address like \"redis://127.0.0.1:6379\", or a list of them")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Urls, E> {
+                Ok(Urls(text.split(',').map(str::trim).filter(|url| !url.is_empty()).map(String::from).collect()))
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Urls, A::Error> {
+                let mut urls = Vec::new();
+                while let Some(url) = list.next_element::<String>()? {
+                    urls.push(url);
+                }
+                Ok(Urls(urls))
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
 /// A number of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bytes(pub u64);

@@ -64,6 +64,8 @@ pub struct Salts {
     today: ArcSwap<(i64, Salt)>,
     rotation: Mutex<()>,
     import_key: Salt,
+    /// Salts that other instances use too, by day; the last two.
+    shared: Mutex<Vec<(i64, Salt)>>,
 }
 
 impl Salts {
@@ -86,7 +88,7 @@ impl Salts {
             Some(today) => today,
             None => make(&path, day)?,
         };
-        Ok(Self { path, today: ArcSwap::from_pointee(today), rotation: Mutex::new(()), import_key })
+        Ok(Self { path, today: ArcSwap::from_pointee(today), rotation: Mutex::new(()), import_key, shared: Mutex::default() })
     }
 
     /// The salt of the day of `now`. The first call of a day makes it and overwrites yesterday's.
@@ -101,13 +103,40 @@ impl Salts {
         if held.0 >= day {
             return held.1;
         }
-        let made = make(&self.path, day).unwrap_or_else(|error| {
+        let agreed = self.shared.lock().iter().find(|(of, _)| *of == day).copied();
+        let made = agreed.map_or_else(|| make(&self.path, day), |agreed| keep(&self.path, agreed));
+        let made = made.unwrap_or_else(|error| {
             // Without a disk the salt still rotates; a restart within the day then counts its visitors anew.
             log::error!("cannot keep the day's visitor salt: {error}");
             (day, random())
         });
         self.today.store(std::sync::Arc::new(made));
         made.1
+    }
+
+    /// What this instance proposes as the salt of a day: its own if it has one already.
+    pub fn offer(&self, day: i64, now: UnixMillis) -> Salt {
+        if day == now.div_euclid(DAY) { self.today(now) } else { random() }
+    }
+
+    /// Whether the instances have agreed on the salt of a day.
+    pub fn is_shared(&self, day: i64) -> bool {
+        self.shared.lock().iter().any(|(of, _)| *of == day)
+    }
+
+    /// Takes over the salt that the instances have agreed on for a day, at once or when the day comes.
+    pub fn adopt(&self, day: i64, salt: Salt) {
+        let _one = self.rotation.lock();
+        let mut shared = self.shared.lock();
+        shared.push((day, salt));
+        let old = shared.len().saturating_sub(2);
+        shared.drain(..old);
+        if self.today.load().0 == day && self.today.load().1 != salt {
+            if let Err(error) = keep(&self.path, (day, salt)) {
+                log::error!("cannot keep the day's visitor salt: {error}");
+            }
+            self.today.store(std::sync::Arc::new((day, salt)));
+        }
     }
 
     /// The salt of a day in an imported log: the same at every import here, so that importing twice finds the same
@@ -134,7 +163,10 @@ fn decode(bytes: &[u8]) -> Option<(i64, Salt)> {
 }
 
 fn make(path: &Path, day: i64) -> io::Result<(i64, Salt)> {
-    let salt = random();
+    keep(path, (day, random()))
+}
+
+fn keep(path: &Path, (day, salt): (i64, Salt)) -> io::Result<(i64, Salt)> {
     let mut bytes = day.to_le_bytes().to_vec();
     bytes.extend_from_slice(&salt);
     write_private(path, &bytes)?;

@@ -132,7 +132,7 @@ pub async fn realtime(
     let window = WindowName::parse(query.window.as_deref().unwrap_or("hour"))
         .ok_or_else(|| ApiError::BadRequest(String::from("window must be minute, hour or day")))?;
     let now = state.clock.now();
-    let realtime = state.stats.live().realtime_json(site(&query.site)?, window, now);
+    let realtime = state.stats.realtime(site(&query.site)?, window, now).await;
     Ok(tagged(&realtime.data, realtime.version, &etag, now))
 }
 
@@ -152,7 +152,7 @@ pub async fn summary(
 ) -> Result<HttpResponse, ApiError> {
     let now = state.clock.now();
     let range = range(&query.from, &query.to, now)?;
-    let summary = state.stats.queries().summary(site(&query.site)?, range, now).await?;
+    let summary = state.stats.summary(site(&query.site)?, range, now).await?;
     answer(&*summary, &etag, now)
 }
 
@@ -179,8 +179,7 @@ pub async fn timeseries(
     let interval = Interval::parse(query.interval.as_deref().unwrap_or("hour"))
         .ok_or_else(|| ApiError::BadRequest(String::from("interval must be minute, hour or day")))?;
     let tz = query.tz.as_deref().unwrap_or("UTC");
-    let queries = state.stats.queries();
-    let series = queries.timeseries(site(&query.site)?, metric, interval, tz, range, now).await?;
+    let series = state.stats.timeseries(site(&query.site)?, metric, interval, tz, range, now).await?;
     answer(&*series, &etag, now)
 }
 
@@ -210,7 +209,7 @@ pub async fn pages(
 ) -> Result<HttpResponse, ApiError> {
     let now = state.clock.now();
     let (site, range, limit) = query.parts(now)?;
-    let top = state.stats.queries().pages(site, range, limit, now).await?;
+    let top = state.stats.pages(site, range, limit, now).await?;
     answer(&*top, &etag, now)
 }
 
@@ -229,7 +228,7 @@ pub async fn referrers(
 ) -> Result<HttpResponse, ApiError> {
     let now = state.clock.now();
     let (site, range, limit) = query.parts(now)?;
-    let top = state.stats.queries().referrers(site, range, limit, now).await?;
+    let top = state.stats.referrers(site, range, limit, now).await?;
     answer(&*top, &etag, now)
 }
 
@@ -248,6 +247,6 @@ pub async fn events(
 ) -> Result<HttpResponse, ApiError> {
     let now = state.clock.now();
     let (site, range, limit) = query.parts(now)?;
-    let top = state.stats.queries().events(site, range, limit, now).await?;
+    let top = state.stats.events(site, range, limit, now).await?;
     answer(&*top, &etag, now)
 }

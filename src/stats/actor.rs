@@ -17,9 +17,10 @@ use tokio::sync::{oneshot, watch};
 
 use super::handle::{Shared, StatsHandle};
 use super::store::{Committed, StatsStore};
-use super::{Delta, Feed, Live, Queries, SqliteStore, StatsError, StatsOptions};
+use super::{Delta, Feed, Live, Queries, SharedOptions, SqliteStore, StatsError, StatsOptions, shared};
 use crate::actor::supervisor::{Exit, Life, Supervised};
 use crate::clock::{Clock, MINUTE, Stopwatch, UnixMillis};
+use crate::event::visitor::Salts;
 use crate::journal::{Chunk, Journal, JournalError, Pin, Reader};
 
 /// Bytes of entries read in one go.
@@ -57,6 +58,7 @@ pub fn start(
     clock: Clock,
     options: &StatsOptions,
     flush_interval: Duration,
+    shared_store: Option<(SharedOptions, Arc<Salts>)>,
 ) -> Result<StatsHandle, StatsError> {
     let OpenStore { mut store, cursor, queries } = opened;
     let live = Live::load(&mut store, options.clone(), clock.now())?;
@@ -69,6 +71,14 @@ pub fn start(
         lost: AtomicU64::new(0),
         commits: AtomicU64::new(0),
     });
+    let shared_store = shared_store
+        .map(|(shared_options, salts)| {
+            let counted = shared.counted.subscribe();
+            let (clock, stats) = (clock.clone(), options.clone());
+            shared::start(shared_options, stats, journal, queries.clone(), counted, clock, salts)
+        })
+        .transpose()
+        .map_err(|error| StatsError::Pool(error.to_string()))?;
     let parts = Arc::new(Mutex::new(Parts { store, live }));
     let pin = journal.pin(cursor);
     let (journal, published) = (journal.clone(), shared.clone());
@@ -89,7 +99,7 @@ pub fn start(
     };
     // An arbiter of its own: folding a megabyte of entries must not hold up a request.
     let actor = Supervised::start("aggregator", Arbiter::new().handle(), factory);
-    Ok(StatsHandle { shared, actor, queries })
+    Ok(StatsHandle { shared, actor, queries, shared_store })
 }
 
 /// What commits write to; behind a lock, because the task of an actor that panicked may still hold it.

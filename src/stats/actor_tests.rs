@@ -26,7 +26,7 @@ async fn a_panicking_aggregator_loses_and_doubles_nothing() {
     let stats_options = StatsOptions::default();
     let store = open_store(&path, stats_options.clone()).unwrap();
     let flush = Duration::from_millis(5);
-    let stats = start(store, &journal, clock.clone(), &stats_options, flush).unwrap();
+    let stats = start(store, &journal, clock.clone(), &stats_options, flush, None).unwrap();
     let mut sent = 0;
     for round in 0..5 {
         for _ in 0..20 {
@@ -64,7 +64,7 @@ async fn a_stop_counts_what_is_left() {
     let stats_options = StatsOptions::default();
     let store = open_store(&folder.path().join("stats.db"), stats_options.clone()).unwrap();
     // An interval so long that only the stop can make it count.
-    let stats = start(store, &journal, clock.clone(), &stats_options, Duration::from_secs(3600)).unwrap();
+    let stats = start(store, &journal, clock.clone(), &stats_options, Duration::from_secs(3600), None).unwrap();
     for _ in 0..50 {
         post(&journal, &salts, clock.now(), r#"{"type":"b"}"#).await;
     }

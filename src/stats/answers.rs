@@ -59,6 +59,9 @@ pub struct Summary {
     pub error_bound: Option<f64>,
     /// How far this counts.
     pub as_of: AsOf,
+    /// Present and true while the shared store cannot be reached: these are this instance's numbers alone.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub degraded: bool,
 }
 
 /// A number over time.
@@ -88,6 +91,9 @@ pub struct Timeseries {
     pub note: Option<String>,
     /// How far this counts.
     pub as_of: AsOf,
+    /// Present and true while the shared store cannot be reached: these are this instance's numbers alone.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub degraded: bool,
 }
 
 /// A number of one interval.
@@ -117,6 +123,9 @@ pub struct Top<T> {
     pub items: Vec<T>,
     /// How far this counts.
     pub as_of: AsOf,
+    /// Present and true while the shared store cannot be reached: these are this instance's numbers alone.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub degraded: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
@@ -210,6 +219,9 @@ pub struct Realtime {
     pub error_bound: Option<f64>,
     /// How far this counts.
     pub as_of: AsOf,
+    /// Present and true while the shared store cannot be reached: these are this instance's numbers alone.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub degraded: bool,
 }
 
 /// Where the live feed begins, and begins again after a gap.

@@ -132,6 +132,11 @@ impl Delta {
         self.events
     }
 
+    /// The site of the entry that was applied last; empty when none was.
+    pub fn last_site(&self) -> Arc<str> {
+        self.sites.get(self.last).map_or_else(|| Arc::from(""), |site| site.name.clone())
+    }
+
     /// Whether it covers no entry.
     pub fn is_empty(&self) -> bool {
         self.from == self.to

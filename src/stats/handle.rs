@@ -8,7 +8,8 @@ use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
 use super::actor::{Aggregator, Stop};
-use super::{Feed, LiveReader, Queries};
+use super::shared::{SharedHandle, SharedState, StoreError};
+use super::{AuditTotals, Feed, LiveReader, Queries};
 use crate::actor::supervisor::Supervised;
 use crate::clock::Stopwatch;
 
@@ -18,6 +19,8 @@ pub struct StatsHandle {
     pub(super) shared: Arc<Shared>,
     pub(super) actor: Supervised<Aggregator>,
     pub(super) queries: Queries,
+    /// The shared store, if there is one.
+    pub(super) shared_store: Option<SharedHandle>,
 }
 
 /// What the actor publishes, and what outlives it.
@@ -61,6 +64,24 @@ impl StatsHandle {
     pub async fn counted_through(&self, seq: u64) {
         // The sender lives as long as this handle.
         let _ = self.shared.counted.subscribe().wait_for(|counted| *counted >= seq).await;
+    }
+
+    /// What is known of the shared store, if there is one.
+    pub fn shared_state(&self) -> Option<&Arc<SharedState>> {
+        self.shared_store.as_ref().map(|shared| shared.reads.state())
+    }
+
+    /// This instance's books in the shared store, if there is one.
+    pub async fn shared_audit(&self) -> Option<Result<AuditTotals, StoreError>> {
+        Some(self.shared_store.as_ref()?.reads.audit().await)
+    }
+
+    /// Waits until everything before `seq` is counted, and in the shared store if there is one.
+    pub async fn delivered_through(&self, seq: u64) {
+        self.counted_through(seq).await;
+        if let Some(state) = self.shared_state() {
+            state.delivered_through(seq).await;
+        }
     }
 
     /// Why counting has stopped, while it has.
@@ -111,8 +132,15 @@ impl StatsHandle {
                 }
             }
         }
+        if let Some(shared) = &self.shared_store {
+            shared.stop(deadline.saturating_sub(watch.elapsed())).await;
+        }
         self.shared.feed.close();
-        // Its connections can only be dropped inside the runtime.
+    }
+
+    /// Closes the connections of questions, after whatever else reads the store has ended. To be called within the
+    /// runtime: its connections can only be dropped there.
+    pub async fn close(&self) {
         self.queries.close().await;
     }
 

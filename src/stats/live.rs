@@ -206,8 +206,11 @@ impl LiveReader {
 }
 
 impl RealtimeAnswer {
-    fn of(realtime: &super::answers::Realtime) -> Self {
-        let data = Bytes::from(json(realtime));
+    pub(super) fn of(realtime: &super::answers::Realtime) -> Self {
+        Self::new(Bytes::from(json(realtime)))
+    }
+
+    pub(super) fn new(data: Bytes) -> Self {
         Self { version: xxh3_64(&data), data }
     }
 }

@@ -313,6 +313,7 @@ impl WindowSummary {
             exact: error_bound.is_none(),
             error_bound,
             as_of,
+            degraded: false,
         }
     }
 }

@@ -4,10 +4,11 @@
 //! commits it to a [`StatsStore`], which writes the sums and the new cursor in one transaction. After a commit the delta
 //! goes to [`Live`], whose published snapshot answers "now" without a mailbox, and to the [`Feed`] that dashboards
 //! follow. [`Queries`] answers about the past from the store. Everything but the store, the queries and a feed's waiting
-//! is pure and is handed `now`.
+//! is pure and is handed `now`. With a [`shared`] store, several instances add up.
 
 mod actor;
 pub mod answers;
+mod ask;
 pub mod delta;
 mod error;
 pub mod feed;
@@ -20,10 +21,12 @@ pub mod query;
 pub mod range;
 pub mod recent;
 pub mod rollup;
+pub mod shared;
 pub mod store;
 pub mod timeseries;
 pub mod uniques;
 pub mod window;
+mod windows;
 mod zone;
 
 pub use actor::{OpenStore, open_store, start};
@@ -37,6 +40,7 @@ pub use live_site::WindowName;
 pub use options::StatsOptions;
 pub use query::{AuditTotals, Queries};
 pub use range::Range;
+pub use shared::{SharedOptions, SharedState, StoreError, UniquesMode};
 pub use rollup::{Rollup, Rollups, WindowKey};
 pub use store::{Committed, Cursor, StatsStore, sqlite::SqliteStore};
 pub use timeseries::{Interval, Metric};

@@ -21,6 +21,7 @@ use super::store::sqlite_read::{self as read, Dim, Set};
 use super::timeseries::{Interval, Metric, Series};
 use super::uniques::Unique;
 use super::window::{Plan, Tier, plan};
+use super::windows::{Rows, Windows};
 use super::{OTHER, StatsError, answers};
 use crate::clock::{UnixMillis, rfc3339};
 
@@ -115,7 +116,7 @@ impl Queries {
         let key = self.key(Question::Summary, site, plan.from, plan.to, now);
         let limit = self.0.options.exact_uniques;
         let site = site.to_owned();
-        self.answer(Some(key), move |conn, as_of| summary(conn, site, &plan, limit, as_of)).await
+        self.answer(Some(key), move |conn, as_of| summary(&Rows::of(conn, &site, limit)?, site, &plan, as_of)).await
     }
 
     /// A number over time.
@@ -137,7 +138,10 @@ impl Queries {
         let key = self.key(question, site, Tier::Minute.floor(range.from), Tier::Minute.ceil(range.to), now);
         let key = Some(key).filter(|_| series.len() <= MOST_REMEMBERED_POINTS);
         let site = site.to_owned();
-        self.answer(key, move |conn, as_of| series.read(conn, &site, as_of, &inner.options)).await
+        self.answer(key, move |conn, as_of| {
+            series.read(&Rows::of(conn, &site, inner.options.exact_uniques)?, &site, as_of)
+        })
+        .await
     }
 
     /// The most viewed pages.
@@ -190,14 +194,7 @@ impl Queries {
     /// # Errors
     /// When the store cannot be read.
     pub async fn audit(&self) -> Result<Arc<AuditTotals>, StatsError> {
-        self.answer(None, |conn, as_of| {
-            let sites = read::audit(conn)?.into_iter().map(|(site, audit)| {
-                let rejected = audit.rejected.into_iter().map(|(code, n)| (code.as_str(), n)).collect();
-                (site, StoreAudit { counted: audit.counted, duplicates: audit.duplicates, rejected })
-            });
-            Ok(AuditTotals { sites: sites.collect(), as_of })
-        })
-        .await
+        self.answer(None, audit_totals).await
     }
 
     /// Sites with counted events, by name.
@@ -234,7 +231,13 @@ impl Queries {
         let plan = plan(range.from, range.to, now, &self.0.options.retention);
         let key = self.key(Question::Top(dim, limit), site, plan.from, plan.to, now);
         let site = site.to_owned();
-        self.answer(Some(key), move |conn, as_of| top(conn, site, dim, item, &plan, limit, as_of)).await
+        let exact = self.0.options.exact_uniques;
+        let names = move |conn: &Connection, site: &str, plan: &Plan| Rows::of(conn, site, exact)?.named(dim, &plan.pieces);
+        self.answer(Some(key), move |conn, as_of| {
+            let names = names(conn, &site, &plan)?;
+            Ok(top(names, site, item, &plan, limit, as_of))
+        })
+        .await
     }
 
     fn key(&self, question: Question, site: &str, from: UnixMillis, to: UnixMillis, now: UnixMillis) -> Key {
@@ -272,47 +275,52 @@ impl Queries {
     }
 }
 
-fn summary(conn: &Connection, site: String, plan: &Plan, limit: usize, as_of: AsOf) -> Result<Summary, StatsError> {
-    let mut summary = Summary {
-        from: rfc3339(plan.from),
-        to: rfc3339(plan.to),
-        page_views: 0,
-        unique_visitors: 0,
-        sessions: 0,
-        bots: 0,
-        bot_reasons: BTreeMap::new(),
-        events: BTreeMap::new(),
-        exact: true,
-        error_bound: None,
-        as_of,
-        site,
-    };
-    let Some(id) = read::site(conn, &summary.site)? else { return Ok(summary) };
-    let totals = read::totals(conn, id, &plan.pieces)?;
-    let visitors = read::uniques(conn, id, Set::Visitors, &plan.pieces, limit)?.count();
-    let sessions = read::uniques(conn, id, Set::Sessions, &plan.pieces, limit)?.count();
-    (summary.page_views, summary.bots) = (totals.page_views, totals.bots);
-    (summary.unique_visitors, summary.sessions) = (visitors.count, sessions.count);
-    summary.bot_reasons = read::bots(conn, id, &plan.pieces)?;
-    summary.events = read::named(conn, id, Dim::Event, &plan.pieces)?.into_iter().collect();
-    summary.error_bound = Unique::widest([visitors.error_bound, sessions.error_bound]);
-    summary.exact = summary.error_bound.is_none();
-    Ok(summary)
+/// What became of the journal's entries.
+pub(super) fn audit_totals(conn: &Connection, as_of: AsOf) -> Result<AuditTotals, StatsError> {
+    let sites = read::audit(conn)?.into_iter().map(|(site, audit)| {
+        let rejected = audit.rejected.into_iter().map(|(code, n)| (code.as_str(), n)).collect();
+        (site, StoreAudit { counted: audit.counted, duplicates: audit.duplicates, rejected })
+    });
+    Ok(AuditTotals { sites: sites.collect(), as_of })
 }
 
-fn top<T>(
-    conn: &Connection,
+/// The sums of a range.
+pub(super) fn summary(
+    windows: &impl Windows,
     site: String,
-    dim: Dim,
+    plan: &Plan,
+    as_of: AsOf,
+) -> Result<Summary, StatsError> {
+    let totals = windows.totals(&plan.pieces)?;
+    let visitors = windows.uniques(Set::Visitors, &plan.pieces)?.count();
+    let sessions = windows.uniques(Set::Sessions, &plan.pieces)?.count();
+    let error_bound = Unique::widest([visitors.error_bound, sessions.error_bound]);
+    Ok(Summary {
+        from: rfc3339(plan.from),
+        to: rfc3339(plan.to),
+        page_views: totals.page_views,
+        unique_visitors: visitors.count,
+        sessions: sessions.count,
+        bots: totals.bots,
+        bot_reasons: windows.bots(&plan.pieces)?,
+        events: windows.named(Dim::Event, &plan.pieces)?.into_iter().collect(),
+        exact: error_bound.is_none(),
+        error_bound,
+        as_of,
+        degraded: false,
+        site,
+    })
+}
+
+/// The most frequent of names.
+pub(super) fn top<T>(
+    mut names: HashMap<String, u64>,
+    site: String,
     item: impl Fn(String, u64, f64) -> T,
     plan: &Plan,
     limit: usize,
     as_of: AsOf,
-) -> Result<Top<T>, StatsError> {
-    let mut names: HashMap<String, u64> = match read::site(conn, &site)? {
-        Some(id) => read::named(conn, id, dim, &plan.pieces)?,
-        None => HashMap::new(),
-    };
+) -> Top<T> {
     let total: u64 = names.values().sum();
     let other = names.remove(OTHER).unwrap_or(0);
     let mut names: Vec<(String, u64)> = names.into_iter().collect();
@@ -324,7 +332,7 @@ fn top<T>(
     names.sort_unstable_by(order);
     let share = |n: u64| (n as f64 / total as f64 * 1e6).round() / 1e6;
     let items = names.into_iter().map(|(name, n)| item(name, n, share(n))).collect();
-    Ok(Top { site, from: rfc3339(plan.from), to: rfc3339(plan.to), total, other, items, as_of })
+    Top { site, from: rfc3339(plan.from), to: rfc3339(plan.to), total, other, items, as_of, degraded: false }
 }
 
 /// SQLite opens this read-only, and never makes an empty file of a misspelt path.

@@ -3,16 +3,15 @@
 //! The range is cut at the zone's hours or days, each piece is counted from the fewest stored windows, and pieces without
 //! events are there too. So the points always add up to the summary of the same range.
 
-use rusqlite::Connection;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::answers::{AsOf, Point, Timeseries};
-use super::options::StatsOptions;
 use super::range::Range;
-use super::store::sqlite_read::{self as read, Set};
+use super::store::sqlite_read::Set;
 use super::uniques::Unique;
-use super::window::{Retention, Tier, effective, reach, split};
+use super::window::{Piece, Retention, Tier, effective, reach, split};
+use super::windows::Windows;
 use super::zone::Zone;
 use super::{StatsError, zone};
 use crate::clock::{DAY, UnixMillis, rfc3339};
@@ -135,23 +134,31 @@ impl Series {
         self.buckets.len()
     }
 
+    /// What of the published windows it needs.
+    pub(super) fn part(&self) -> super::shared::Part {
+        match self.metric {
+            Metric::PageViews | Metric::Events => super::shared::Part::Sums,
+            Metric::UniqueVisitors => super::shared::Part::Visitors,
+            Metric::Sessions => super::shared::Part::Sessions,
+        }
+    }
+
+    /// Every window it is made of.
+    pub fn pieces(&self) -> Vec<Piece> {
+        self.buckets.iter().flat_map(|bucket| self.pieces_of(bucket)).collect()
+    }
+
+    fn pieces_of(&self, bucket: &Bucket) -> Vec<Piece> {
+        split(bucket.from, if bucket.to == self.to { self.reach } else { bucket.to })
+    }
+
     /// Counts.
-    pub fn read(
-        self,
-        conn: &Connection,
-        site: &str,
-        as_of: AsOf,
-        options: &StatsOptions,
-    ) -> Result<Timeseries, StatsError> {
-        let id = read::site(conn, site)?;
+    pub fn read(self, windows: &impl Windows, site: &str, as_of: AsOf) -> Result<Timeseries, StatsError> {
         let utc = Zone::utc();
         let mut points = Vec::with_capacity(self.buckets.len());
         let mut error_bound: Option<f64> = None;
         for bucket in &self.buckets {
-            let Unique { count, error_bound: off } = match id {
-                Some(id) => self.value(conn, id, *bucket, options)?,
-                None => Unique::default(),
-            };
+            let Unique { count, error_bound: off } = self.value(windows, &self.pieces_of(bucket))?;
             error_bound = Unique::widest([error_bound, off]);
             let zone = if bucket.utc { &utc } else { &self.zone };
             points.push(Point { start: zone.rfc3339(bucket.start), value: count });
@@ -168,26 +175,20 @@ impl Series {
             error_bound,
             note: self.note,
             as_of,
+            degraded: false,
         })
     }
 
-    fn value(
-        &self,
-        conn: &Connection,
-        site: i64,
-        bucket: Bucket,
-        options: &StatsOptions,
-    ) -> Result<Unique, StatsError> {
-        let pieces = split(bucket.from, if bucket.to == self.to { self.reach } else { bucket.to });
+    fn value(&self, windows: &impl Windows, pieces: &[Piece]) -> Result<Unique, StatsError> {
         let set = match self.metric {
             Metric::PageViews | Metric::Events => {
-                let totals = read::totals(conn, site, &pieces)?;
+                let totals = windows.totals(pieces)?;
                 let count = if self.metric == Metric::Events { totals.events } else { totals.page_views };
                 return Ok(Unique { count, error_bound: None });
             }
             Metric::UniqueVisitors => Set::Visitors,
             Metric::Sessions => Set::Sessions,
         };
-        Ok(read::uniques(conn, site, set, &pieces, options.exact_uniques)?.count())
+        Ok(windows.uniques(set, pieces)?.count())
     }
 }
