@@ -68,6 +68,27 @@ impl Core {
         Ok(Self { config, clock, salts, journal, stats, lock })
     }
 
+    /// Whether a server of this config hands its events on to stores that it shares with others.
+    pub fn shares(config: &Config) -> bool {
+        config.shared.is_some()
+    }
+
+    /// Waits until everything before `seq` is counted here and in every store that is shared.
+    pub async fn delivered_through(&self, seq: u64) {
+        self.stats.delivered_through(seq).await;
+    }
+
+    /// Every entry before this is counted here and in every store that is shared.
+    pub fn delivered(&self) -> u64 {
+        let shared = self.stats.shared_state().map(|shared| shared.delivered());
+        shared.into_iter().fold(self.stats.counted(), u64::min)
+    }
+
+    /// Why a shared store is not fed, while it is not.
+    pub fn delivery_fault(&self) -> Option<String> {
+        self.stats.shared_state().and_then(|shared| shared.fault())
+    }
+
     /// Closes in the direction of the flow: the journal takes nothing more, the readers finish, the stores are synced.
     pub async fn close(self) -> anyhow::Result<()> {
         let deadline = self.config.drain_timeout;

@@ -1,5 +1,6 @@
-//! The command line: `serve` (the default), `check`, `import`, `export`, `audit`.
+//! The command line: `serve` (the default), `check`, `import`, `export`, `audit`, `drain`.
 
+mod drain;
 mod export;
 mod import;
 mod target;
@@ -48,6 +49,8 @@ enum Command {
     Export(export::ExportArgs),
     /// Compare what came in with what is counted; exits with 1 if they disagree.
     Audit(target::TargetArgs),
+    /// Deliver what a dead instance's journal still holds to the stores it shared with others.
+    Drain(drain::DrainArgs),
 }
 
 #[derive(Clone, Debug, Default, Args)]
@@ -138,6 +141,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Audit(args)) => {
             let config = load(&data(&cli.serve, &args.data))?;
             in_system(&config.clone(), export::audit(config, args))
+        }
+        Some(Command::Drain(args)) => {
+            let config = load(&data(&cli.serve, &args.data))?;
+            in_system(&config.clone(), drain::run(config))
         }
     }
 }

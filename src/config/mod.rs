@@ -422,9 +422,15 @@ mod tests {
             ("TIDEGATE__STATS__URL", "rediss://a:1,rediss://b:1"),
             ("TIDEGATE__STATS__REDIS__PASSWORD_FILE", file.to_str().unwrap()),
         ];
-        assert_eq!(load("", &env).unwrap().shared.unwrap().urls, ["rediss://:a%20b%2Fc@a:1", "rediss://:a%20b%2Fc@b:1"]);
+        assert_eq!(
+            load("", &env).unwrap().shared.unwrap().urls,
+            ["rediss://:a%20b%2Fc@a:1", "rediss://:a%20b%2Fc@b:1"]
+        );
         let error = load("[stats]\nurl = \"http://user:secret@x\"\n", &[]).unwrap_err();
-        assert!(error.starts_with("t.toml:2: stats.url: an address must be like") && !error.contains("secret"), "{error}");
+        assert!(
+            error.starts_with("t.toml:2: stats.url: an address must be like") && !error.contains("secret"),
+            "{error}"
+        );
         let error = load("[stats]\nurl = \"redis://x\"\n[stats.redis]\nprefix = \"{a}\"\n", &[]).unwrap_err();
         assert!(error.starts_with("t.toml:4: stats.redis.prefix:"), "{error}");
     }

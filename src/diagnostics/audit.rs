@@ -7,7 +7,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::journal::{Journal, JournalError, SiteTotals, Totals};
-use crate::stats::{AsOf, StatsError, StatsHandle};
+use crate::stats::answers::StoreAudit as StatsBook;
+use crate::stats::{AsOf, AuditTotals, StatsError, StatsHandle};
 
 /// Both sides of the books.
 #[derive(Debug, Serialize, ToSchema)]
@@ -16,10 +17,42 @@ pub struct Audit {
     pub sites: Vec<SiteAudit>,
     /// Entries of the journal that damage made unreadable: accepted, and never counted.
     pub lost: u64,
-    /// Whether all sites agree, and nothing is lost.
+    /// The other stores that the journal feeds.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stores: Vec<StoreAudit>,
+    /// Whether all sites agree in all stores, and nothing is lost.
     pub agree: bool,
     /// Through which entry of the journal.
     pub as_of: AsOf,
+}
+
+/// The books of a store beside the embedded one.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct StoreAudit {
+    /// `redis` or `kafka`.
+    pub store: &'static str,
+    /// Why it could not be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Every entry before this one is in it.
+    pub delivered: u64,
+    /// Site by site.
+    pub sites: Vec<StoreSite>,
+    /// Whether all sites agree.
+    pub agree: bool,
+}
+
+/// A site's books in another store.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct StoreSite {
+    /// The site.
+    pub site: String,
+    /// What is in the store.
+    pub store: StoreBook,
+    /// What is not there yet.
+    pub pending: StoreBook,
+    /// Whether `store + pending = journal`.
+    pub agree: bool,
 }
 
 /// A site's books.
@@ -82,22 +115,66 @@ pub enum AuditError {
     Interrupted,
 }
 
-/// Takes the audit of one moment: the journal's books, the store's a little earlier, and the entries between.
+/// Another store's books, as it tells them.
+#[derive(Debug)]
+pub struct Told {
+    /// `redis` or `kafka`.
+    pub store: &'static str,
+    /// Its books and through which entry, or why it could not be asked.
+    pub books: Result<(Books, u64), String>,
+}
+
+/// Takes the audit of one moment: the journal's books, the stores' a little earlier, and the entries between.
 pub async fn audit(journal: &Journal, stats: &StatsHandle) -> Result<Audit, AuditError> {
     let counted = stats.queries().audit().await?;
-    let store = counted.sites.iter().map(|(site, book)| {
-        let (counted, duplicates, rejected) = (book.counted, book.duplicates, book.rejected.clone());
-        (site.clone(), StoreBook { counted, duplicates, rejected })
-    });
-    let store = store.collect();
-    // Later than the store's, so that what lies between can be read.
+    let store = told(&counted);
+    let mut others = Vec::new();
+    if let Some(shared) = stats.shared_audit().await {
+        let books = shared.map(|totals| (told(&totals), totals.as_of.offset)).map_err(|error| error.to_string());
+        others.push(Told { store: "redis", books });
+    }
+    // Later than the stores', so that what lies between can be read.
     let (end, totals) = journal.totals();
-    let reader = journal.reader(counted.as_of.offset);
-    let pending =
-        tokio::task::spawn_blocking(move || pending(reader, end)).await.map_err(|_| AuditError::Interrupted)??;
+    let totals = books(&totals);
+    let pending = pending_of(journal, counted.as_of.offset, end).await?;
     let as_of = AsOf { offset: end, time: counted.as_of.time };
     let lost = journal.recovery().lost + stats.lost();
-    Ok(compare(&books(&totals), &store, &books(&pending), lost, as_of))
+    let mut audit = compare(&totals, &store, &pending, lost, as_of);
+    for Told { store, books } in others {
+        let (error, books, delivered) = match books {
+            Ok((books, delivered)) => (None, books, delivered),
+            Err(error) => (Some(error), Books::new(), 0),
+        };
+        let mut other = StoreAudit { store, error, delivered, sites: Vec::new(), agree: false };
+        if other.error.is_none() {
+            let compared = compare(&totals, &books, &pending_of(journal, delivered, end).await?, 0, as_of);
+            other.agree = compared.agree;
+            let site = |site: SiteAudit| StoreSite {
+                site: site.site,
+                store: site.store,
+                pending: site.pending,
+                agree: site.agree,
+            };
+            other.sites = compared.sites.into_iter().map(site).collect();
+        }
+        audit.agree &= other.agree;
+        audit.stores.push(other);
+    }
+    Ok(audit)
+}
+
+fn told(totals: &AuditTotals) -> Books {
+    let book = |(site, book): (&String, &StatsBook)| {
+        let (counted, duplicates, rejected) = (book.counted, book.duplicates, book.rejected.clone());
+        (site.clone(), StoreBook { counted, duplicates, rejected })
+    };
+    totals.sites.iter().map(book).collect()
+}
+
+async fn pending_of(journal: &Journal, from: u64, end: u64) -> Result<Books, AuditError> {
+    let reader = journal.reader(from);
+    let read = tokio::task::spawn_blocking(move || pending(reader, end)).await;
+    Ok(books(&read.map_err(|_| AuditError::Interrupted)??))
 }
 
 /// The entries from the reader's place to `end`, which is the end of a block.
@@ -144,7 +221,7 @@ pub fn compare(journal: &Books, store: &Books, pending: &Books, lost: u64, as_of
             SiteAudit { site: name.clone(), journal, store, pending, agree }
         })
         .collect();
-    Audit { agree: lost == 0 && sites.iter().all(|site| site.agree), sites, lost, as_of }
+    Audit { agree: lost == 0 && sites.iter().all(|site| site.agree), sites, lost, stores: Vec::new(), as_of }
 }
 
 #[cfg(test)]

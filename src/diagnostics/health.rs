@@ -33,6 +33,9 @@ pub struct Health {
     version: &'static str,
     journal: JournalHealth,
     stats: StatsHealth,
+    /// Where several instances add up, if anywhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shared: Option<SharedHealth>,
 }
 
 /// The journal.
@@ -63,6 +66,20 @@ struct StatsHealth {
     restarts: u64,
 }
 
+/// The shared store.
+#[derive(Debug, Serialize, ToSchema)]
+struct SharedHealth {
+    status: Status,
+    /// What is wrong with it. The journal holds what comes meanwhile, and questions are answered by this instance alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    delivered_through: u64,
+    /// Entries not yet there.
+    behind: u64,
+    /// Times that it had lost what it had confirmed, and was brought up to date again.
+    losses: u64,
+}
+
 impl Health {
     /// Of the server's parts. Reads published numbers only, so that it answers when a part does not.
     pub fn of(journal: &Journal, stats: &StatsHandle, lifecycle: &Lifecycle) -> Self {
@@ -79,9 +96,20 @@ impl Health {
         let behind = journal.end().saturating_sub(counted);
         let reason = stats.fault();
         let stats_status = if reason.is_some() { Status::Degraded } else { Status::Ok };
+        let shared = stats.shared_state().map(|shared| {
+            let (reason, delivered) = (shared.fault(), shared.delivered());
+            SharedHealth {
+                status: if reason.is_some() { Status::Degraded } else { Status::Ok },
+                reason,
+                delivered_through: delivered,
+                behind: journal.end().saturating_sub(delivered),
+                losses: shared.counters.losses.load(Ordering::Relaxed),
+            }
+        });
+        let shared_status = shared.as_ref().map_or(Status::Ok, |shared| shared.status);
         let phase_status = if phase == Phase::Ready { Status::Ok } else { Status::Unavailable };
         Self {
-            status: journal_status.max(stats_status).max(phase_status),
+            status: journal_status.max(stats_status).max(shared_status).max(phase_status),
             phase: match phase {
                 Phase::Starting => "starting",
                 Phase::Ready => "ready",
@@ -103,6 +131,7 @@ impl Health {
                 behind,
                 restarts: stats.restarts(),
             },
+            shared,
         }
     }
 }

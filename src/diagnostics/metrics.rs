@@ -7,7 +7,7 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::{LabelPair, Metric, MetricFamily, MetricType};
 
 use crate::journal::Journal;
-use crate::stats::StatsHandle;
+use crate::stats::{SharedState, StatsHandle};
 
 /// The collector of the rooms' numbers.
 pub struct Rooms {
@@ -84,7 +84,7 @@ impl Collector for Rooms {
             (&[("actor", "aggregator"), ("cause", "failure")], failed as f64),
         ];
         let admission = self.journal.admission();
-        vec![
+        let mut families = vec![
             family(
                 "tidegate_events_total",
                 "Events that came in, by what became of them, since the journal began",
@@ -122,8 +122,46 @@ impl Collector for Rooms {
             ),
             family("tidegate_actor_restarts_total", "Actors made anew, by cause", MetricType::COUNTER, &restarts),
             gauge("process_resident_memory_bytes", "Resident memory", resident_bytes().unwrap_or(0) as f64),
-        ]
+        ];
+        if let Some(shared) = self.stats.shared_state() {
+            families.extend(shared_store(shared, end));
+        }
+        families
     }
+}
+
+/// Numbers of the shared store.
+fn shared_store(shared: &SharedState, end: u64) -> Vec<MetricFamily> {
+    let counters = &shared.counters;
+    let counter = |name, help, value: &AtomicU64| {
+        family(name, help, MetricType::COUNTER, &[(&[], value.load(Ordering::Relaxed) as f64)])
+    };
+    let gauge = |name, help, value| family(name, help, MetricType::GAUGE, &[(&[], value)]);
+    let delivered = shared.delivered();
+    vec![
+        gauge("tidegate_shared_up", "Whether the shared store answers", f64::from(u8::from(shared.is_up()))),
+        gauge("tidegate_shared_offset", "Offset through which the shared store has the journal", delivered as f64),
+        gauge("tidegate_shared_behind", "Entries not yet in the shared store", end.saturating_sub(delivered) as f64),
+        counter("tidegate_shared_scripts_total", "Scripts that the shared store ran", &counters.scripts),
+        counter("tidegate_shared_events_total", "Events delivered to the shared store", &counters.events),
+        counter("tidegate_shared_failures_total", "Times it did not answer, or refused", &counters.failures),
+        counter("tidegate_shared_resent_total", "Scripts sent again, as nothing was heard of them", &counters.resent),
+        counter(
+            "tidegate_shared_already_total",
+            "Scripts that had been applied by an earlier sending",
+            &counters.already,
+        ),
+        counter("tidegate_shared_losses_total", "Times the shared store had lost what it confirmed", &counters.losses),
+        counter("tidegate_shared_rebuilds_total", "Slot groups built anew after a loss", &counters.rebuilds),
+        counter(
+            "tidegate_shared_foreign_keys_total",
+            "Operations on keys that hold something foreign",
+            &counters.foreign_keys,
+        ),
+        counter("tidegate_shared_questions_total", "Questions asked of the shared store", &counters.questions),
+        counter("tidegate_shared_coalesced_total", "Questions answered by another one's answer", &counters.coalesced),
+        counter("tidegate_shared_degraded_total", "Questions the embedded store answered instead", &counters.degraded),
+    ]
 }
 
 /// Resident memory of this process, in bytes.

@@ -88,7 +88,13 @@ impl Salts {
             Some(today) => today,
             None => make(&path, day)?,
         };
-        Ok(Self { path, today: ArcSwap::from_pointee(today), rotation: Mutex::new(()), import_key, shared: Mutex::default() })
+        Ok(Self {
+            path,
+            today: ArcSwap::from_pointee(today),
+            rotation: Mutex::new(()),
+            import_key,
+            shared: Mutex::default(),
+        })
     }
 
     /// The salt of the day of `now`. The first call of a day makes it and overwrites yesterday's.

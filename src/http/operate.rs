@@ -152,7 +152,7 @@ pub struct VisitorEvents {
     as_of: AsOf,
 }
 
-/// A visitor's latest events, newest first. `id` is a `user_id`, or an anonymous visitor's hash as exports show it. For
+/// A visitor's latest events, newest first; with a shared store, those that all instances took in. `id` is a `user_id`, or an anonymous visitor's hash as exports show it. For
 /// the operator only.
 #[utoipa::path(
     tag = "operate",
@@ -177,6 +177,13 @@ pub async fn visitor_events(
     }
     let user_id = id.into_inner();
     let site = site(&query.site)?.to_owned();
+    if let Some(events) = state.stats.user_events(&site, &user_id, limit).await {
+        let now = state.clock.now();
+        let as_of = AsOf { offset: state.stats.counted(), time: Some(now) };
+        let events = VisitorEvents { user_id, site, events: events.to_vec(), as_of };
+        let answer = Envelope::new(events, now);
+        return Ok(HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-store")).json(answer));
+    }
     let visitors = visitor_hashes(&site, &user_id);
     let journal = state.journal.clone();
     let (site, events) = web::block(move || {

@@ -232,7 +232,8 @@ impl Queries {
         let key = self.key(Question::Top(dim, limit), site, plan.from, plan.to, now);
         let site = site.to_owned();
         let exact = self.0.options.exact_uniques;
-        let names = move |conn: &Connection, site: &str, plan: &Plan| Rows::of(conn, site, exact)?.named(dim, &plan.pieces);
+        let names =
+            move |conn: &Connection, site: &str, plan: &Plan| Rows::of(conn, site, exact)?.named(dim, &plan.pieces);
         self.answer(Some(key), move |conn, as_of| {
             let names = names(conn, &site, &plan)?;
             Ok(top(names, site, item, &plan, limit, as_of))
@@ -285,12 +286,7 @@ pub(super) fn audit_totals(conn: &Connection, as_of: AsOf) -> Result<AuditTotals
 }
 
 /// The sums of a range.
-pub(super) fn summary(
-    windows: &impl Windows,
-    site: String,
-    plan: &Plan,
-    as_of: AsOf,
-) -> Result<Summary, StatsError> {
+pub(super) fn summary(windows: &impl Windows, site: String, plan: &Plan, as_of: AsOf) -> Result<Summary, StatsError> {
     let totals = windows.totals(&plan.pieces)?;
     let visitors = windows.uniques(Set::Visitors, &plan.pieces)?.count();
     let sessions = windows.uniques(Set::Sessions, &plan.pieces)?.count();

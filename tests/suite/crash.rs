@@ -12,45 +12,45 @@ use crate::client::{self, Raw};
 use crate::support::{Process, TestApp, eventually, run};
 
 /// Repeatable chance; the seed is printed when a test fails.
-struct Chance(u64);
+pub struct Chance(pub u64);
 
 impl Chance {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
     }
 
-    fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 }
 
 /// What the clients know: the only source of the recount.
 #[derive(Default)]
-struct Sent {
+pub struct Sent {
     /// Events by id: type, page, user.
-    events: HashMap<String, (String, String, String)>,
-    answered: BTreeSet<String>,
+    pub events: HashMap<String, (String, String, String)>,
+    pub answered: BTreeSet<String>,
     /// Sent, never answered, and by intention never sent again.
-    abandoned: BTreeSet<String>,
+    pub abandoned: BTreeSet<String>,
     /// How many a server said were duplicates.
-    duplicates: u64,
+    pub duplicates: u64,
     /// Connections that ended in the middle of an answer.
-    cut: u64,
+    pub cut: u64,
 }
 
-struct Load {
+pub struct Load {
     address: Arc<Mutex<Option<SocketAddr>>>,
     stop: Arc<AtomicBool>,
     sent: Arc<Mutex<Sent>>,
-    answers: Arc<AtomicU64>,
+    pub answers: Arc<AtomicU64>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
 impl Load {
-    fn start(clients: u64, seed: u64, all_patient: bool) -> Self {
+    pub fn start(clients: u64, seed: u64, all_patient: bool) -> Self {
         let address = Arc::new(Mutex::new(None));
         let stop = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(Mutex::new(Sent::default()));
@@ -69,12 +69,12 @@ impl Load {
         Self { address, stop, sent, answers, threads }
     }
 
-    fn aim(&self, address: Option<SocketAddr>) {
+    pub fn aim(&self, address: Option<SocketAddr>) {
         *self.address.lock().unwrap() = address;
     }
 
     /// Lets the clients finish what they are at (sending again what is unanswered), and returns what they know.
-    fn finish(self) -> Sent {
+    pub fn finish(self) -> Sent {
         self.stop.store(true, Ordering::SeqCst);
         for thread in self.threads {
             thread.join().unwrap();
@@ -172,11 +172,15 @@ fn post_until(
 }
 
 /// Compares what the server counted, by each of its ways of telling, with what the clients sent.
-async fn check(url: &str, sent: &Sent) {
+pub async fn check(url: &str, sent: &Sent) {
     let settled = async || {
         let audit = client::get(&format!("{url}/api/v1/audit")).await.json();
-        let pending = &audit["data"]["sites"][0]["pending"]["counted"];
-        *pending == 0
+        let here = audit["data"]["sites"][0]["pending"]["counted"] == 0;
+        // And in every other store there is.
+        let none = |site: &Value| site["pending"]["counted"] == 0;
+        let there =
+            |store: &Value| store["sites"].as_array().is_some_and(|sites| !sites.is_empty() && sites.iter().all(none));
+        here && audit["data"]["stores"].as_array().is_none_or(|stores| stores.iter().all(there))
     };
     eventually("all is counted", settled).await;
     let export = client::get(&format!("{url}/api/v1/export")).await.text();
@@ -204,6 +208,12 @@ async fn check(url: &str, sent: &Sent) {
         }
         users.insert(user);
     }
+    // Answers of a shared store are good for a moment.
+    eventually("the answer is of now", async || {
+        let summary = client::get(&format!("{url}/api/v1/stats/summary?from=-2d")).await.json();
+        summary["data"]["events"] == json!(types)
+    })
+    .await;
     let summary = client::get(&format!("{url}/api/v1/stats/summary?from=-2d")).await.json();
     let summary = &summary["data"];
     assert_eq!(summary["events"], json!(types));
@@ -261,7 +271,7 @@ async fn kill_again_and_again(settings: &[(&str, &str)], kills: u64, seed: u64) 
     check(&server.url, &sent).await;
 }
 
-fn seed() -> u64 {
+pub fn seed() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64
 }
 

@@ -9,5 +9,8 @@ mod client;
 mod crash;
 mod overload;
 mod real_input;
+mod services;
+mod shared;
+mod shared_faults;
 mod support;
 mod webdriver;

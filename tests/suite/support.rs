@@ -202,10 +202,15 @@ pub fn real_data(name: &str) -> Option<PathBuf> {
 }
 
 /// Waits until `done`, at most 20 seconds.
-pub async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
+pub async fn eventually(what: &str, done: impl AsyncFnMut() -> bool) {
+    within(Duration::from_secs(20), what, done).await;
+}
+
+/// Waits until `done`, at most so long.
+pub async fn within(most: Duration, what: &str, mut done: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while !done().await {
-        assert!(begun.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
+        assert!(begun.elapsed() < most, "not within {most:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -1,0 +1,66 @@
+//! `[stats.redis]`, checked.
+
+use super::raw::Stats;
+use crate::stats::SharedOptions;
+
+/// The shared store that `[stats]` names; mistakes go to `bad` with their key. Addresses are not repeated in messages, as
+/// they may hold a password.
+pub(super) fn shared(raw: &Stats, bad: &mut impl FnMut(&str, String)) -> Option<SharedOptions> {
+    if raw.url.0.is_empty() {
+        return None;
+    }
+    let mut urls = Vec::with_capacity(raw.url.0.len());
+    for url in &raw.url.0 {
+        let Some((scheme, rest)) = url.split_once("://").filter(|(scheme, _)| ["redis", "rediss"].contains(scheme))
+        else {
+            bad("stats.url", String::from("an address must be like redis://127.0.0.1:6379 or rediss://redis.example"));
+            return None;
+        };
+        urls.push((scheme, rest));
+    }
+    let mut read = |key: &str, file: &str| -> Option<String> {
+        if file.is_empty() {
+            return None;
+        }
+        std::fs::read_to_string(file).map_err(|error| bad(key, format!("cannot be read: {error}"))).ok()
+    };
+    let password = read("stats.redis.password_file", &raw.redis.password_file);
+    let ca = read("stats.redis.ca_file", &raw.redis.ca_file);
+    let urls = urls.into_iter().map(|(scheme, rest)| match &password {
+        Some(password) if !rest.contains('@') => format!("{scheme}://:{}@{rest}", encoded(password.trim())),
+        _ => format!("{scheme}://{rest}"),
+    });
+    let urls: Vec<String> = urls.collect();
+    if raw.redis.prefix.contains(['{', '}']) {
+        bad("stats.redis.prefix", String::from("it must not contain braces: they say which slot a key is in"));
+    }
+    if raw.redis.stream_entries == 0 {
+        bad("stats.redis.stream_entries", String::from("it must be at least 1"));
+    }
+    let mut finite = |key: &str, span: super::Span, least: u64| {
+        let span = span.0.filter(|span| span.as_millis() >= u128::from(least));
+        span.unwrap_or_else(|| {
+            bad(key, format!("it must be at least {least}ms and not forever"));
+            std::time::Duration::from_millis(least)
+        })
+    };
+    Some(SharedOptions {
+        cluster: raw.redis.cluster || urls.len() > 1,
+        urls,
+        ca: ca.map(String::into_bytes),
+        prefix: raw.redis.prefix.clone(),
+        uniques: raw.redis.uniques,
+        flush_interval: finite("stats.redis.flush_interval", raw.redis.flush_interval, 10),
+        timeout: finite("stats.redis.timeout", raw.redis.timeout, 50),
+        event_streams: raw.redis.event_streams,
+        stream_entries: raw.redis.stream_entries,
+        event_keys: raw.redis.event_keys,
+        user_events: raw.redis.user_events,
+    })
+}
+
+/// A password as it stands in a URL.
+fn encoded(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}

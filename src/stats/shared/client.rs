@@ -1,0 +1,222 @@
+//! The way to Redis: one server or a cluster, and what its errors mean for us.
+//!
+//! One multiplexed connection is kept and cloned for each use; a pool would ask with a PING before each. After an error
+//! of the line it is dropped, and the next use makes a new one. What is said of an error names no address.
+
+use std::time::Duration;
+
+use deadpool_redis::redis::aio::{ConnectionLike, MultiplexedConnection};
+use deadpool_redis::redis::cluster::ClusterClient;
+use deadpool_redis::redis::cluster_async::ClusterConnection;
+use deadpool_redis::redis::{
+    AsyncConnectionConfig, Client as OneClient, Cmd, ErrorKind, Pipeline, RedisError, ServerErrorKind, TlsCertificates,
+    Value,
+};
+use futures_util::future::try_join_all;
+use tokio::sync::Mutex;
+
+use super::SharedOptions;
+
+/// How long a connection may take to be made.
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// Redis, connected when it is needed.
+pub(super) struct Client {
+    to: Target,
+    timeout: Duration,
+    conn: Mutex<Option<Conn>>,
+}
+
+enum Target {
+    One(Box<OneClient>),
+    Cluster(Box<ClusterClient>),
+}
+
+#[derive(Clone)]
+enum Conn {
+    One(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+/// What a store's answer or silence means.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It cannot be reached, or did not answer. What was sent may have been done.
+    #[error("the shared store {0}")]
+    Away(String),
+    /// It answered, and refused.
+    #[error("the shared store refused: {0}")]
+    Refused(String),
+}
+
+impl From<RedisError> for StoreError {
+    fn from(error: RedisError) -> Self {
+        // The error's own text may name addresses.
+        let what = match error.kind() {
+            _ if error.is_timeout() => return Self::Away(String::from("does not answer in time")),
+            _ if error.is_connection_refusal() => return Self::Away(String::from("refuses connections")),
+            ErrorKind::Io | ErrorKind::ClusterConnectionNotFound => {
+                return Self::Away(String::from("cannot be reached"));
+            }
+            ErrorKind::Server(ServerErrorKind::ClusterDown | ServerErrorKind::MasterDown) => {
+                return Self::Away(String::from("has no master for some of its slots"));
+            }
+            ErrorKind::Server(ServerErrorKind::BusyLoading) => {
+                return Self::Away(String::from("is still loading its data"));
+            }
+            ErrorKind::Server(ServerErrorKind::ReadOnly) => String::from("it is a read-only replica"),
+            ErrorKind::AuthenticationFailed => String::from("user or password is wrong"),
+            _ => match error.code() {
+                Some("OOM") => String::from("it is out of memory (maxmemory)"),
+                Some("NOAUTH" | "WRONGPASS") => String::from("user or password is wrong"),
+                Some("MISCONF") => String::from("it cannot write its own data to disk (MISCONF)"),
+                Some(code) => format!("{} ({code})", error.category()),
+                None => error.category().to_owned(),
+            },
+        };
+        Self::Refused(what)
+    }
+}
+
+impl Client {
+    /// A client of what the options name. Nothing is connected yet.
+    pub fn new(options: &SharedOptions) -> Result<Self, StoreError> {
+        let invalid = |error: RedisError| StoreError::Refused(format!("stats.url: {}", error.category()));
+        let certificates = || TlsCertificates { client_tls: None, root_cert: options.ca.clone() };
+        let to = match options.urls.as_slice() {
+            [one] if !options.cluster => {
+                let client = match &options.ca {
+                    Some(_) => OneClient::build_with_tls(one.as_str(), certificates()),
+                    None => OneClient::open(one.as_str()),
+                };
+                Target::One(Box::new(client.map_err(invalid)?))
+            }
+            many => {
+                let builder = ClusterClient::builder(many.iter().map(String::as_str))
+                    .connection_timeout(CONNECT)
+                    .response_timeout(options.timeout)
+                    .retries(3);
+                let builder = if options.ca.is_some() { builder.certs(certificates()) } else { builder };
+                Target::Cluster(Box::new(builder.build().map_err(invalid)?))
+            }
+        };
+        Ok(Self { to, timeout: options.timeout, conn: Mutex::new(None) })
+    }
+
+    async fn conn(&self) -> Result<Conn, StoreError> {
+        let mut held = self.conn.lock().await;
+        if let Some(conn) = &*held {
+            return Ok(conn.clone());
+        }
+        let made = async {
+            Ok::<_, RedisError>(match &self.to {
+                Target::One(client) => {
+                    let config = AsyncConnectionConfig::new()
+                        .set_connection_timeout(Some(CONNECT))
+                        .set_response_timeout(Some(self.timeout));
+                    Conn::One(client.get_multiplexed_async_connection_with_config(&config).await?)
+                }
+                Target::Cluster(client) => Conn::Cluster(client.get_async_connection().await?),
+            })
+        };
+        // A cluster client looks for its nodes for longer than it was told to.
+        let made = tokio::time::timeout(CONNECT + self.timeout, made).await;
+        let conn = made.map_err(|_| StoreError::Away(String::from("does not answer in time")))??;
+        *held = Some(conn.clone());
+        Ok(conn)
+    }
+
+    /// Drops a connection that failed.
+    async fn forget(&self, error: StoreError) -> StoreError {
+        if let StoreError::Away(_) = error {
+            *self.conn.lock().await = None;
+        }
+        error
+    }
+
+    /// Sends a command and waits for its answer.
+    pub async fn one(&self, command: &Cmd) -> Result<Value, StoreError> {
+        let sent = match self.conn().await? {
+            Conn::One(mut conn) => conn.req_packed_command(command).await,
+            Conn::Cluster(mut conn) => conn.req_packed_command(command).await,
+        };
+        match sent.and_then(Value::extract_error) {
+            Ok(value) => Ok(value),
+            Err(error) => Err(self.forget(error.into()).await),
+        }
+    }
+
+    /// Sends commands together and waits for all answers: one round trip. In a cluster each goes to its own node, since a
+    /// pipeline there may only hold one slot.
+    pub async fn all(&self, commands: Vec<Cmd>) -> Result<Vec<Value>, StoreError> {
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sent = match self.conn().await? {
+            Conn::One(conn) => {
+                let mut pipeline = Pipeline::with_capacity(commands.len());
+                let count = commands.len();
+                commands.into_iter().for_each(|command| {
+                    pipeline.add_command(command);
+                });
+                let mut conn = conn;
+                conn.req_packed_commands(&pipeline, 0, count).await
+            }
+            Conn::Cluster(conn) => {
+                let one = |command: Cmd| {
+                    let mut conn = conn.clone();
+                    async move { conn.req_packed_command(&command).await }
+                };
+                try_join_all(commands.into_iter().map(one)).await
+            }
+        };
+        let values =
+            sent.and_then(|values| values.into_iter().map(Value::extract_error).collect::<Result<Vec<_>, _>>());
+        match values {
+            Ok(values) => Ok(values),
+            Err(error) => Err(self.forget(error.into()).await),
+        }
+    }
+
+    /// Runs a script, which is sent along only where it is not known yet.
+    pub async fn script(&self, script: &Script, keys: &[String], args: &[Vec<u8>]) -> Result<Value, StoreError> {
+        let call = |name: &str, what: &str| {
+            let mut command = Cmd::new();
+            command.arg(name).arg(what).arg(keys.len()).arg(keys).arg(args);
+            command
+        };
+        let conn = self.conn().await?;
+        let send = |command: Cmd| {
+            let conn = conn.clone();
+            async move {
+                let sent = match conn {
+                    Conn::One(mut conn) => conn.req_packed_command(&command).await,
+                    Conn::Cluster(mut conn) => conn.req_packed_command(&command).await,
+                };
+                sent.and_then(Value::extract_error)
+            }
+        };
+        let mut sent = send(call("EVALSHA", &script.sha)).await;
+        if let Err(error) = &sent
+            && error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+        {
+            sent = send(call("EVAL", script.text)).await;
+        }
+        match sent {
+            Ok(value) => Ok(value),
+            Err(error) => Err(self.forget(error.into()).await),
+        }
+    }
+}
+
+/// A script and the name Redis knows it by.
+pub(super) struct Script {
+    text: &'static str,
+    sha: String,
+}
+
+impl Script {
+    pub fn new(text: &'static str) -> Self {
+        Self { text, sha: deadpool_redis::redis::Script::new(text).get_hash().to_owned() }
+    }
+}

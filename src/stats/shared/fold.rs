@@ -1,0 +1,310 @@
+//! What a run of journal entries adds to the shared keys.
+//!
+//! The sums are those of [`Delta`]; beside them stand the names that a hash does not tell: the shop's own ids of visitors
+//! and sessions, which the sets hold as the older deployment does, and the events themselves where they are kept.
+
+use std::sync::Arc;
+
+use hashbrown::{HashMap, HashSet};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::keys::{self, site_prefix};
+use super::ops::Ops;
+use super::{SharedOptions, UniquesMode};
+use crate::clock::{DAY, SECOND, UnixMillis};
+use crate::event::Event;
+use crate::event::codec::Entry;
+use crate::event::record::Record;
+use crate::stats::delta::{Delta, MinuteDelta, SiteDelta};
+use crate::stats::live_site::WindowName;
+use crate::stats::window::Tier;
+
+/// Latest events kept of a user.
+const USER_EVENTS: usize = 100;
+/// Events in one entry of a stream; more begin another.
+const STREAM_BATCH: usize = 200;
+/// How long a user's events are kept.
+const USER_EVENTS_KEPT: UnixMillis = 30 * DAY;
+/// How long an event is kept in its stream.
+const STREAM_KEPT: UnixMillis = 7 * DAY;
+
+/// An event's id and JSON.
+type Told = (String, Vec<u8>);
+
+/// A delta, and the names in it.
+#[derive(Debug)]
+pub(super) struct Fold {
+    pub delta: Delta,
+    /// The shop's id of a visitor or session, by its hash.
+    visitors: HashMap<u64, Box<str>>,
+    sessions: HashMap<u64, Box<str>>,
+    /// A user's events, oldest first.
+    users: HashMap<(Arc<str>, Box<str>), Vec<String>>,
+    /// Events by site and type: id and JSON.
+    streams: HashMap<(Arc<str>, Box<str>), Vec<Told>>,
+    /// Events by the older deployment's key, of which a second's last one stays.
+    singles: HashMap<String, (UnixMillis, String)>,
+    bytes: usize,
+}
+
+/// Of which windows and totals a replayed entry tells nothing new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    /// Entries before this one are in what was put down at once.
+    pub base: u64,
+    /// Of these, windows that begin before this are, and totals.
+    pub since: UnixMillis,
+}
+
+impl Fold {
+    pub fn new(from: u64) -> Self {
+        Self {
+            delta: Delta::new(from),
+            visitors: HashMap::new(),
+            sessions: HashMap::new(),
+            users: HashMap::new(),
+            streams: HashMap::new(),
+            singles: HashMap::new(),
+            bytes: 0,
+        }
+    }
+
+    /// About how many bytes it will send.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Adds the entry `seq`.
+    pub fn apply(&mut self, seq: u64, entry: &Entry<'_>, journal: &str, options: &SharedOptions) {
+        self.delta.apply(seq, entry);
+        let Entry::Event(event) = entry else { return };
+        if event.bot.is_some() {
+            return;
+        }
+        self.bytes += 32;
+        if let Some(user) = event.user_id {
+            self.visitors.entry(event.visitor).or_insert_with(|| user.into());
+        }
+        if let Some(session) = event.session_id {
+            self.sessions.entry(event.session).or_insert_with(|| session.into());
+        }
+        let site = self.delta.last_site();
+        if options.user_events
+            && let Some(user) = event.user_id
+        {
+            let events = self.users.entry((site.clone(), user.into())).or_default();
+            let text = user_event(event);
+            self.bytes += text.len();
+            events.push(text);
+            // Only so many stay; twice as many at most are carried along.
+            if events.len() >= 2 * USER_EVENTS {
+                events.drain(..events.len() - USER_EVENTS);
+            }
+        }
+        if options.event_streams {
+            let record = Record::new(event, seq, journal);
+            let mut text = Vec::with_capacity(256);
+            record.put_ndjson(&mut text);
+            text.pop();
+            self.bytes += text.len();
+            self.streams
+                .entry((site.clone(), event.event_type.into()))
+                .or_default()
+                .push((record.id.to_string(), text));
+        }
+        if options.event_keys {
+            let key = format!("{}events:{}:{}", site_prefix(&site), event.event_type, event.timestamp / SECOND);
+            self.singles.insert(key, (event.timestamp, user_event(event)));
+        }
+    }
+
+    /// What is to be done, on top of what is `known`.
+    pub fn ops(
+        &self,
+        ops: &mut Ops<'_>,
+        options: &SharedOptions,
+        instance: &str,
+        known: Option<Known>,
+        now: UnixMillis,
+    ) {
+        let known = known.filter(|known| self.delta.from < known.base);
+        for site in &self.delta.sites {
+            self.site(ops, site, options, known);
+            if known.is_none() {
+                audit(ops, site, instance);
+            }
+        }
+        let recent = |list: &[String]| list.len().min(USER_EVENTS);
+        for ((site, user), events) in &self.users {
+            let name = format!("{}user_events:{user}", site_prefix(site));
+            let most = USER_EVENTS.to_string();
+            let latest = events[events.len() - recent(events)..].iter().map(String::as_str);
+            // By the day, so that it is set again while the user comes back.
+            let expires = (Tier::Day.floor(now) + DAY + USER_EVENTS_KEPT) / SECOND;
+            ops.put("push", &name, Some(expires), std::iter::once(most.as_str()).chain(latest));
+        }
+        for ((site, event_type), events) in &self.streams {
+            let name = format!("{}events:{event_type}", site_prefix(site));
+            let most = options.stream_entries.to_string().into_bytes();
+            let oldest = (now - STREAM_KEPT).max(0).to_string().into_bytes();
+            let expires = (Tier::Day.floor(now) + DAY + STREAM_KEPT) / SECOND;
+            let mut left = events.len();
+            for some in events.chunks(STREAM_BATCH) {
+                left -= some.len();
+                let oldest: &[u8] = if left == 0 { &oldest } else { b"" };
+                let fields = some.iter().flat_map(|(id, text)| [id.as_bytes(), text.as_slice()]);
+                ops.put("stream", &name, Some(expires), [most.as_slice(), oldest].into_iter().chain(fields));
+            }
+        }
+        for (name, (at, text)) in &self.singles {
+            ops.put("set", name, Some((at + STREAM_KEPT) / SECOND), [text]);
+        }
+    }
+
+    fn site(&self, ops: &mut Ops<'_>, site: &SiteDelta, options: &SharedOptions, known: Option<Known>) {
+        let prefix = site_prefix(&site.name);
+        if known.is_none() {
+            let mut views = 0;
+            let mut pages: HashMap<&Arc<str>, u64> = HashMap::new();
+            for minute in &site.minutes {
+                views += minute.page_views;
+                minute.pages.iter().for_each(|(page, tally)| *pages.entry(page).or_default() += tally.n);
+            }
+            let pages =
+                pages.into_iter().map(|(page, n)| (format!("{prefix}pv:page:{}:total", keys::page_hash(page)), n));
+            let total = (views > 0).then(|| (format!("{prefix}pv:total"), views));
+            ops.counts(None, total.into_iter().chain(pages));
+        }
+        let mut minutes: Vec<&MinuteDelta> = site.minutes.iter().collect();
+        minutes.sort_unstable_by_key(|minute| minute.start);
+        for window in WindowName::ALL {
+            for minutes in minutes.chunk_by(|a, b| window.start(a.start) == window.start(b.start)) {
+                let start = window.start(minutes[0].start);
+                if known.is_none_or(|known| start >= known.since) {
+                    self.window(ops, &prefix, window, start, minutes, options);
+                }
+            }
+        }
+    }
+
+    fn window(
+        &self,
+        ops: &mut Ops<'_>,
+        prefix: &str,
+        window: WindowName,
+        start: UnixMillis,
+        minutes: &[&MinuteDelta],
+        options: &SharedOptions,
+    ) {
+        let mut sums = WindowSums::default();
+        let (mut visitors, mut sessions): (HashSet<u64>, HashSet<u64>) = Default::default();
+        for minute in minutes {
+            sums.page_views += minute.page_views;
+            minute.pages.iter().for_each(|(page, tally)| *sums.pages.entry(page).or_default() += tally.n);
+            minute.other_types.iter().for_each(|(name, tally)| *sums.types.entry(name).or_default() += tally.n);
+            visitors.extend(&minute.visitors);
+            sessions.extend(&minute.sessions);
+        }
+        sums.visitors = visitors.into_iter().map(|hash| member(hash, &self.visitors)).collect();
+        sums.sessions = sessions.into_iter().map(|hash| member(hash, &self.sessions)).collect();
+        sums.put(ops, prefix, window, start, options);
+    }
+}
+
+/// A window's numbers on the way to its keys.
+#[derive(Debug, Default)]
+pub(super) struct WindowSums<'a> {
+    pub page_views: u64,
+    pub pages: HashMap<&'a str, u64>,
+    /// Of other types than page views.
+    pub types: HashMap<&'a str, u64>,
+    pub visitors: Vec<String>,
+    pub sessions: Vec<String>,
+}
+
+impl WindowSums<'_> {
+    /// Adds them to the window's keys.
+    pub fn put(&self, ops: &mut Ops<'_>, prefix: &str, window: WindowName, start: UnixMillis, options: &SharedOptions) {
+        let (word, seconds) = (window.as_str(), start / SECOND);
+        let expires = Some(keys::expires(window, start, keys::kept(window)));
+        let views = (self.page_views > 0).then(|| (format!("{prefix}pv:{word}:{seconds}"), self.page_views));
+        let types = self.types.iter().map(|(name, n)| (format!("{prefix}event_count:{name}:{word}:{seconds}"), *n));
+        let pages = self
+            .pages
+            .iter()
+            .map(|(page, n)| (format!("{prefix}pv:page:{}:{word}:{seconds}", keys::page_hash(page)), *n));
+        ops.counts(expires, views.into_iter().chain(types).chain(pages));
+        let (op, suffix) = match options.uniques {
+            UniquesMode::Set => ("sadd", ""),
+            // Another name: a set and a sketch cannot be one key, and the older deployment knows sets only.
+            UniquesMode::Hll => ("pfadd", "_hll"),
+        };
+        for (name, members) in [("uv", &self.visitors), ("sessions", &self.sessions)] {
+            if !members.is_empty() {
+                ops.put(op, &format!("{prefix}{name}{suffix}:{word}:{seconds}"), expires, members);
+            }
+        }
+        if !self.pages.is_empty() {
+            let expires = keys::expires(window, start, keys::hot_pages_kept(window));
+            let pairs = self.pages.iter().flat_map(|(page, n)| [(*page).to_owned(), n.to_string()]);
+            ops.put("zincr", &keys::hot_pages(prefix, window, seconds), Some(expires), pairs);
+        }
+    }
+}
+
+/// How a visitor or session stands in a set: by the shop's own id where it has one.
+fn member(hash: u64, names: &HashMap<u64, Box<str>>) -> String {
+    names.get(&hash).map_or_else(|| hash_member(hash), |name| String::from(&**name))
+}
+
+/// How one without stands there.
+pub(super) fn hash_member(hash: u64) -> String {
+    format!("{hash:016x}")
+}
+
+/// Adds what became of a site's entries to the instance's books.
+fn audit(ops: &mut Ops<'_>, site: &SiteDelta, instance: &str) {
+    let audit = &site.audit;
+    let rejected = audit.rejected.iter().map(|(code, n)| (code.as_str(), *n));
+    let all = [("counted", audit.counted), ("duplicate", audit.duplicates)].into_iter().chain(rejected);
+    let pairs = all.filter(|(_, n)| *n > 0).flat_map(|(code, n)| [format!("{code}:{}", site.name), n.to_string()]);
+    let pairs: Vec<String> = pairs.collect();
+    if !pairs.is_empty() {
+        ops.put("hincr", &audit_key(instance), None, pairs);
+    }
+}
+
+/// The instance's books.
+pub(super) fn audit_key(instance: &str) -> String {
+    format!("tg:audit:{instance}")
+}
+
+/// An event as the older deployment writes it into a user's list, and what is useful besides.
+#[derive(Serialize)]
+struct UserEvent<'a> {
+    #[serde(rename = "type")]
+    event_type: &'a str,
+    /// Unix seconds.
+    timestamp: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    product_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session_id: Option<&'a str>,
+}
+
+fn user_event(event: &Event<'_>) -> String {
+    let event = UserEvent {
+        event_type: event.event_type,
+        timestamp: event.timestamp / SECOND,
+        data: event.data.and_then(|data| serde_json::from_str(data).ok()),
+        url: event.url,
+        product_id: event.product_id,
+        session_id: event.session_id,
+    };
+    serde_json::to_string(&event).unwrap_or_default()
+}

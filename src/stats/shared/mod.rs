@@ -1,0 +1,193 @@
+//! The shared store: Redis or Redis Cluster, where several instances add up.
+//!
+//! The embedded store stays what it is: this instance's own numbers. The [`Publisher`](publish) is one more reader of the
+//! journal; it adds each delta to the keys of the [older deployment](keys) in atomic scripts that compare and move this
+//! instance's fence, and publishes this instance's windows whole ([`blob`]). [`SharedReads`] puts the instances' numbers
+//! together; while Redis is away the embedded store answers alone, and says so.
+
+mod actor;
+mod base;
+mod blob;
+mod client;
+mod fence;
+mod fold;
+mod keys;
+mod ops;
+mod publish;
+mod read;
+mod realtime;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::Deserialize;
+use tokio::sync::watch;
+
+pub use actor::SharedHandle;
+pub(in crate::stats) use actor::start;
+pub use client::StoreError;
+pub(in crate::stats) use keys::Part;
+pub use read::SharedReads;
+
+/// How unique visitors are kept in the shared windows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UniquesMode {
+    /// As sets: exact, and what the older deployment reads.
+    #[default]
+    Set,
+    /// As Redis' HyperLogLog: 12 KiB a window, within 1.63 % (two standard deviations).
+    Hll,
+}
+
+/// Where the shared store is, and what goes there.
+#[derive(Clone)]
+pub struct SharedOptions {
+    /// One server, or nodes of a cluster. They may hold a password and are never shown.
+    pub urls: Vec<String>,
+    /// Whether that is a cluster.
+    pub cluster: bool,
+    /// Certificates of the authorities that are trusted besides none, PEM; `None` trusts those of the system.
+    pub ca: Option<Vec<u8>>,
+    /// Stands before every key.
+    pub prefix: String,
+    /// How visitors are kept.
+    pub uniques: UniquesMode,
+    /// How long a delta gathers.
+    pub flush_interval: Duration,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// Whether events go into a stream a type.
+    pub event_streams: bool,
+    /// Entries of a stream, of up to 200 events each.
+    pub stream_entries: u64,
+    /// Whether events go under the older deployment's keys, one for each second.
+    pub event_keys: bool,
+    /// Whether a user's latest events are kept.
+    pub user_events: bool,
+}
+
+impl std::fmt::Debug for SharedOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SharedOptions")
+            .field("cluster", &self.cluster)
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the publisher says of itself; read without asking it.
+#[derive(Debug)]
+pub struct SharedState {
+    /// Every entry before this is in the shared store.
+    delivered: watch::Sender<u64>,
+    /// Whether Redis answered when it was last asked.
+    up: AtomicBool,
+    fault: Mutex<Option<String>>,
+    /// Numbers for the metrics.
+    pub counters: SharedCounters,
+    /// Types of events seen, by site: the older deployment's counters cannot be listed, only asked by name.
+    types: Mutex<BTreeMap<String, std::collections::BTreeSet<String>>>,
+}
+
+/// Numbers for the metrics.
+#[derive(Debug, Default)]
+pub struct SharedCounters {
+    /// Scripts that were applied.
+    pub scripts: AtomicU64,
+    /// Events in them.
+    pub events: AtomicU64,
+    /// Times that nothing was heard from the shared store, or a refusal.
+    pub failures: AtomicU64,
+    /// Scripts that were sent again, as nothing was heard of them.
+    pub resent: AtomicU64,
+    /// Scripts that turned out to have been applied by an earlier sending.
+    pub already: AtomicU64,
+    /// Times that the shared store had lost what it had confirmed.
+    pub losses: AtomicU64,
+    /// Slot groups whose numbers were put down anew from the embedded store and the journal.
+    pub rebuilds: AtomicU64,
+    /// Keys that were left alone because they hold something foreign.
+    pub foreign_keys: AtomicU64,
+    /// Questions that the embedded store answered because the shared one did not.
+    pub degraded: AtomicU64,
+    /// Questions to the shared store.
+    pub questions: AtomicU64,
+    /// Questions that were answered by another one's answer.
+    pub coalesced: AtomicU64,
+}
+
+/// Event types remembered of a site.
+const MOST_TYPES: usize = 256;
+
+impl SharedState {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            delivered: watch::Sender::new(0),
+            up: AtomicBool::new(false),
+            fault: Mutex::new(Some(String::from("not connected yet"))),
+            counters: SharedCounters::default(),
+            types: Mutex::default(),
+        })
+    }
+
+    /// Every journal entry before this is in the shared store.
+    pub fn delivered(&self) -> u64 {
+        *self.delivered.borrow()
+    }
+
+    /// Waits until everything before `seq` is in the shared store.
+    pub async fn delivered_through(&self, seq: u64) {
+        let _ = self.delivered.subscribe().wait_for(|delivered| *delivered >= seq).await;
+    }
+
+    /// What is wrong, while something is.
+    pub fn fault(&self) -> Option<String> {
+        self.fault.lock().clone()
+    }
+
+    /// Whether it answers.
+    pub fn is_up(&self) -> bool {
+        self.up.load(Ordering::Relaxed)
+    }
+
+    fn works(&self) {
+        self.up.store(true, Ordering::Relaxed);
+        if self.fault.lock().take().is_some() {
+            log::info!("the shared store works");
+        }
+    }
+
+    fn fails(&self, why: &StoreError) {
+        self.counters.failures.fetch_add(1, Ordering::Relaxed);
+        self.up.store(false, Ordering::Relaxed);
+        let mut fault = self.fault.lock();
+        let why = why.to_string();
+        if fault.as_ref() != Some(&why) {
+            log::warn!("{why}; the journal holds what comes meanwhile");
+            *fault = Some(why);
+        }
+    }
+
+    /// Remembers the types of a site.
+    fn saw<'a>(&self, site: &str, types: impl Iterator<Item = &'a str>) {
+        let mut known = self.types.lock();
+        if !known.contains_key(site) {
+            known.insert(site.to_owned(), Default::default());
+        }
+        if let Some(of_site) = known.get_mut(site) {
+            for name in types {
+                if of_site.len() < MOST_TYPES && !of_site.contains(name) {
+                    of_site.insert(name.to_owned());
+                }
+            }
+        }
+    }
+
+    fn types_of(&self, site: &str) -> Vec<String> {
+        self.types.lock().get(site).map(|types| types.iter().cloned().collect()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,543 @@
+//! The publisher: reads the journal and brings the shared store up to it, exactly once.
+//!
+//! It reads where the fences in Redis say, gathers entries for the flush interval, publishes the windows they touched
+//! whole, then sends the delta with its fence. A script of which nothing was heard is sent again; one that finds the
+//! fence elsewhere makes it look at all fences and begin again from there. A group without a fence is built anew
+//! ([`super::base`]).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use deadpool_redis::redis::{Cmd, FromRedisValue, Value};
+use futures_util::future::join_all;
+use tokio::sync::watch;
+
+use super::base;
+use super::blob;
+use super::client::{Client, Script, StoreError};
+use super::fence::{Fence, Fences, Outcome};
+use super::fold::{Fold, Known};
+use super::keys::{Keys, Part, part};
+use super::ops::{Expiring, Group, Ops};
+use super::{SharedOptions, SharedState};
+use crate::clock::{Clock, DAY, HOUR, SECOND, Stopwatch, UnixMillis};
+use crate::event::visitor::Salts;
+use crate::journal::{Journal, JournalError, Pin, Reader};
+use crate::stats::rollup::WindowKey;
+use crate::stats::{Queries, Retention, StatsError, Tier};
+
+/// Bytes of entries read in one go.
+const CHUNK: usize = 1 << 20;
+/// Bytes to send in one delta; more wait for the next.
+const MOST_BYTES: usize = 4 << 20;
+/// Events in one delta.
+const MOST_EVENTS: u64 = 100_000;
+/// Arguments of one script.
+const MOST_ARGS: usize = 400_000;
+/// Windows read and published at once when all of them are.
+const PARTS_AT_ONCE: usize = 20;
+/// How often an idle publisher looks whether its fences still stand.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How long to wait after a failure, at first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// Everything the publisher works with.
+pub(super) struct Publisher {
+    pub client: Arc<Client>,
+    pub keys: Keys,
+    pub options: SharedOptions,
+    pub retention: Retention,
+    pub journal: Journal,
+    pub queries: Queries,
+    /// How far the embedded store has counted.
+    pub counted: watch::Receiver<u64>,
+    pub pin: Pin,
+    pub clock: Clock,
+    pub salts: Arc<Salts>,
+    pub state: Arc<SharedState>,
+    /// The journal's end when it was opened.
+    pub opened_at: u64,
+    pub stop: watch::Receiver<bool>,
+    pub script: Script,
+    pub expiring: Expiring,
+}
+
+/// Why a round of reading ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// Asked to stop, and everything is delivered that could be.
+    Stopped,
+    /// The shared store stands elsewhere than thought: look again.
+    Elsewhere,
+    /// It is away, or refuses.
+    Store(StoreError),
+    /// The journal or the embedded store cannot be read.
+    Local(String),
+}
+
+impl From<StoreError> for End {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<StatsError> for End {
+    fn from(error: StatsError) -> Self {
+        Self::Local(error.to_string())
+    }
+}
+
+impl From<JournalError> for End {
+    fn from(error: JournalError) -> Self {
+        Self::Local(error.to_string())
+    }
+}
+
+impl Publisher {
+    /// Runs until it is asked to stop.
+    pub async fn run(&mut self) {
+        let mut wait = RETRY.0;
+        loop {
+            match self.round().await {
+                End::Stopped => return,
+                End::Elsewhere => {
+                    self.expiring.forget();
+                    wait = RETRY.0;
+                    continue;
+                }
+                End::Store(error) => self.state.fails(&error),
+                End::Local(error) => log::error!("the shared store is not fed for now: {error}"),
+            }
+            if *self.stop.borrow() {
+                return;
+            }
+            let mut stop = self.stop.clone();
+            let _ = tokio::time::timeout(wait, stop.wait_for(|stop| *stop)).await;
+            wait = (wait * 2).min(RETRY.1);
+        }
+    }
+
+    /// Looks at the fences, builds what is missing, and delivers until something ends it.
+    async fn round(&mut self) -> End {
+        match self.deliver().await {
+            Ok(()) => End::Stopped,
+            Err(end) => end,
+        }
+    }
+
+    async fn deliver(&mut self) -> Result<(), End> {
+        self.share_salt().await?;
+        let mut fences = self.fences().await?;
+        let missing = fences.missing();
+        if !missing.is_empty() {
+            if self.state.delivered() > 0 {
+                self.state.counters.losses.fetch_add(1, Ordering::Relaxed);
+                self.state.counters.rebuilds.fetch_add(missing.len() as u64, Ordering::Relaxed);
+                log::error!("the shared store has lost this instance's numbers; they are built anew");
+                self.state.delivered.send_replace(0);
+            }
+            self.build(&missing).await?;
+            fences = self.fences().await?;
+            if !fences.missing().is_empty() {
+                return Err(End::Elsewhere);
+            }
+        }
+        self.state.works();
+        if fences.0.iter().flatten().any(|fence| fence.parts_pending) {
+            self.publish_all().await?;
+        }
+        self.note_loss(&mut fences).await?;
+        let confirmed = fences.start();
+        self.confirmed(confirmed);
+        self.follow(fences).await
+    }
+
+    /// A fence before what was confirmed is a loss; one after the journal's end is the journal's.
+    async fn note_loss(&mut self, fences: &mut Fences) -> Result<(), End> {
+        let start = fences.start();
+        if start < self.state.delivered() {
+            self.state.counters.losses.fetch_add(1, Ordering::Relaxed);
+            let had = self.state.delivered();
+            log::error!("the shared store has lost entries {start}..{had} that it had confirmed; they are sent again");
+        }
+        let oldest = self.journal.stats().oldest.load(Ordering::Relaxed);
+        if start < oldest {
+            log::error!("the journal no longer has entries {start}..{oldest}: they are missing in the shared store");
+        }
+        for (group, fence) in fences.0.iter_mut().enumerate() {
+            let Some(fence) = fence.as_mut().filter(|fence| fence.next > self.opened_at.max(self.journal.end())) else {
+                continue;
+            };
+            // The machine lost the journal's tail with its power, and the numbers are given again to other entries.
+            log::error!("the shared store has entries up to {}, which the journal has lost", fence.next);
+            let next = self.opened_at;
+            let mut command = Cmd::new();
+            command.arg("HSET").arg(self.keys.fence(group, self.journal.name())).arg("next").arg(next);
+            self.client.one(&command).await?;
+            fence.next = next;
+        }
+        Ok(())
+    }
+
+    fn confirmed(&self, to: u64) {
+        self.state.delivered.send_replace(to);
+        self.pin.set(to);
+    }
+
+    async fn fences(&self) -> Result<Fences, StoreError> {
+        let groups = 0..self.keys.groups();
+        let ask = groups.map(|group| {
+            let mut command = Cmd::new();
+            command
+                .arg("HMGET")
+                .arg(self.keys.fence(group, self.journal.name()))
+                .arg(&["next", "base", "since", "parts"]);
+            command
+        });
+        let answers = self.client.all(ask.collect()).await?;
+        let parse = |answer: Value| {
+            let fields = <Vec<Option<String>>>::from_redis_value(answer).ok()?;
+            let field = |at: usize| fields.get(at).and_then(Option::as_deref);
+            Fence::parse(field(0)?, field(1), field(2), field(3))
+        };
+        Ok(Fences(answers.into_iter().map(parse).collect()))
+    }
+
+    /// Reads on from the fences and delivers, until it is asked to stop and nothing is left.
+    async fn follow(&mut self, mut fences: Fences) -> Result<(), End> {
+        let mut reader = self.journal.reader(fences.start());
+        let mut fold = Fold::new(fences.start());
+        let mut beat = Stopwatch::start();
+        loop {
+            let stopping = *self.stop.borrow();
+            if reader.caught_up() && stopping {
+                return Ok(());
+            }
+            // Asked while nothing comes, too: whoever flushes an idle store wants it filled again.
+            if beat.elapsed() >= HEARTBEAT && fold.delta.is_empty() {
+                beat = Stopwatch::start();
+                self.check(&fences).await?;
+            }
+            let mut stop = self.stop.clone();
+            let ready = tokio::select! {
+                ready = tokio::time::timeout(HEARTBEAT, reader.ready()) => ready,
+                _ = stop.wait_for(|stop| *stop), if !stopping => continue,
+            };
+            match ready {
+                Err(_) => continue,
+                Ok(false) => return Ok(()),
+                Ok(true) => {}
+            }
+            let gathering = Stopwatch::start();
+            loop {
+                (reader, fold) = self.read(reader, fold, fences.boundary(fences.start())).await?;
+                let full = fold.bytes() >= MOST_BYTES || fold.delta.events() >= MOST_EVENTS;
+                let due = gathering.elapsed() >= self.options.flush_interval || *self.stop.borrow();
+                let cut = fences.boundary(fences.start()).is_some_and(|end| fold.delta.to >= end);
+                if full || due || cut {
+                    break;
+                }
+                if reader.caught_up() {
+                    let left = self.options.flush_interval.saturating_sub(gathering.elapsed());
+                    let mut stop = self.stop.clone();
+                    let _ = tokio::time::timeout(left, stop.wait_for(|stop| *stop)).await;
+                }
+            }
+            let next = fold.delta.to;
+            if fold.delta.is_empty() {
+                // Committed, but not to be read: damage at the very end, over which the next block will lead.
+                tokio::time::sleep(RETRY.0).await;
+                continue;
+            }
+            let delta = std::mem::replace(&mut fold, Fold::new(next));
+            self.send(&delta, &mut fences).await?;
+            beat = Stopwatch::start();
+            if reader.next() != next {
+                // A delta that had to end early; what was read beyond it is read again.
+                reader = self.journal.reader(next);
+            }
+        }
+    }
+
+    /// Looks whether the fences stand where they were left.
+    async fn check(&mut self, fences: &Fences) -> Result<(), End> {
+        self.share_salt().await?;
+        let found = self.fences().await?;
+        let same = found.0.iter().zip(&fences.0).all(|(found, left)| match (found, left) {
+            (Some(found), Some(left)) => found.next == left.next,
+            _ => false,
+        });
+        if same {
+            self.state.works();
+            Ok(())
+        } else {
+            Err(End::Elsewhere)
+        }
+    }
+
+    /// Reads a chunk into the fold, off the runtime; no entry at or after `until`.
+    async fn read(&self, mut reader: Reader, mut fold: Fold, until: Option<u64>) -> Result<(Reader, Fold), End> {
+        let (options, name) = (self.options.clone(), self.journal.name().to_owned());
+        let work = tokio::task::spawn_blocking(move || {
+            if until.is_some_and(|until| fold.delta.to >= until) {
+                return Ok((reader, fold));
+            }
+            let Some(chunk) = reader.read(CHUNK)? else { return Ok((reader, fold)) };
+            for (seq, entry) in chunk.entries() {
+                if until.is_some_and(|until| seq >= until) {
+                    break;
+                }
+                match entry {
+                    Ok(entry) => fold.apply(seq, &entry, &name, &options),
+                    Err(error) => log::error!("entry {seq} of the journal: {error}; it is not counted"),
+                }
+            }
+            fold.delta.advance(until.map_or(chunk.end, |until| chunk.end.min(until)));
+            reader.recycle(chunk);
+            Ok::<_, JournalError>((reader, fold))
+        });
+        Ok(work.await.map_err(|error| End::Local(error.to_string()))??)
+    }
+
+    /// Publishes the windows a delta touched, then sends the delta, again and again until its outcome is known.
+    async fn send(&mut self, fold: &Fold, fences: &mut Fences) -> Result<(), End> {
+        let (from, to) = (fold.delta.from, fold.delta.to);
+        // The embedded store is another reader of the same journal, and mostly ahead.
+        self.counted.wait_for(|counted| *counted >= to).await.map_err(|_| End::Local("counting has ended".into()))?;
+        for site in &fold.delta.sites {
+            let types = site.minutes.iter().flat_map(|minute| minute.other_types.keys());
+            self.state.saw(&site.name, types.map(|name| &**name));
+        }
+        self.publish(touched(fold)).await?;
+        let now = self.clock.now();
+        let open: Vec<(usize, Fence)> = fences.open(from).collect();
+        let mut known: Vec<Option<Known>> = Vec::new();
+        for (_, fence) in &open {
+            let this = (from < fence.known.base).then_some(fence.known);
+            if !known.contains(&this) {
+                known.push(this);
+            }
+        }
+        let mut work: Vec<(usize, Group)> = Vec::new();
+        for known in known {
+            let mut ops = Ops::new(&self.keys, &mut self.expiring, now / SECOND);
+            fold.ops(&mut ops, &self.options, self.journal.name(), known, now);
+            let groups = std::mem::take(&mut ops.groups);
+            for (group, ops) in groups.into_iter().enumerate() {
+                let wants = |(open, fence): &(usize, Fence)| {
+                    *open == group && (from < fence.known.base).then_some(fence.known) == known
+                };
+                if open.iter().any(wants) {
+                    work.push((group, ops));
+                }
+            }
+        }
+        self.apply(from, to, fold.delta.time, work, fences).await?;
+        self.state.counters.events.fetch_add(fold.delta.events(), Ordering::Relaxed);
+        self.confirmed(fences.start());
+        self.state.works();
+        Ok(())
+    }
+
+    async fn apply(
+        &self,
+        from: u64,
+        to: u64,
+        time: Option<UnixMillis>,
+        mut work: Vec<(usize, Group)>,
+        fences: &mut Fences,
+    ) -> Result<(), End> {
+        let mut wait = RETRY.0;
+        let mut elsewhere = false;
+        loop {
+            let scripts = work.iter().map(|(group, ops)| self.run_script(*group, ops, [from, to], time, None));
+            let results = join_all(scripts).await;
+            let mut failed = None;
+            let mut left = Vec::new();
+            for ((group, ops), result) in work.into_iter().zip(results) {
+                match result {
+                    Ok(Outcome::Applied) => fences.advance(group, to),
+                    Ok(Outcome::Already) => {
+                        self.state.counters.already.fetch_add(1, Ordering::Relaxed);
+                        fences.advance(group, to);
+                    }
+                    Ok(Outcome::Elsewhere) => elsewhere = true,
+                    Err(error) => {
+                        failed = Some(error);
+                        left.push((group, ops));
+                    }
+                }
+            }
+            if elsewhere {
+                return Err(End::Elsewhere);
+            }
+            let Some(error) = failed else { return Ok(()) };
+            self.state.fails(&error);
+            if *self.stop.borrow() {
+                return Err(End::Store(error));
+            }
+            let mut stop = self.stop.clone();
+            let _ = tokio::time::timeout(wait, stop.wait_for(|stop| *stop)).await;
+            wait = (wait * 2).min(RETRY.1);
+            self.state.counters.resent.fetch_add(left.len() as u64, Ordering::Relaxed);
+            work = left;
+        }
+    }
+
+    async fn run_script(
+        &self,
+        group: usize,
+        ops: &Group,
+        [from, to]: [u64; 2],
+        time: Option<UnixMillis>,
+        base: Option<Known>,
+    ) -> Result<Outcome, StoreError> {
+        let mut keys = Vec::with_capacity(1 + ops.keys.len());
+        keys.push(self.keys.fence(group, self.journal.name()));
+        keys.extend_from_slice(&ops.keys);
+        let text = |value: Option<String>| value.unwrap_or_default().into_bytes();
+        let mut args = vec![
+            from.to_string().into_bytes(),
+            to.to_string().into_bytes(),
+            text(time.map(|time| time.to_string())),
+            if base.is_some() { b"base".to_vec() } else { b"delta".to_vec() },
+            text(base.map(|known| known.base.to_string())),
+            text(base.map(|known| known.since.to_string())),
+        ];
+        args.extend_from_slice(&ops.args);
+        let answer = self.client.script(&self.script, &keys, &args).await?;
+        self.state.counters.scripts.fetch_add(1, Ordering::Relaxed);
+        let parsed = <(String, String, u64, String)>::from_redis_value(answer);
+        let strange = || StoreError::Refused(String::from("its answer to the script makes no sense"));
+        let (word, _, errors, first) = parsed.map_err(|_| strange())?;
+        if errors > 0 {
+            self.state.counters.foreign_keys.fetch_add(errors, Ordering::Relaxed);
+            let code = first.split(' ').next().unwrap_or_default();
+            log::error!(
+                "{errors} operations met keys in the shared store that hold something else ({code}); left alone"
+            );
+        }
+        Outcome::of(&word).ok_or_else(strange)
+    }
+
+    /// Puts down groups that have no fence: what the journal no longer tells, at once.
+    async fn build(&mut self, missing: &[usize]) -> Result<(), End> {
+        let oldest = self.journal.stats().oldest.load(Ordering::Relaxed);
+        let now = self.clock.now();
+        let mut known = Known { base: 0, since: UnixMillis::MIN };
+        let mut reader = self.journal.reader(oldest);
+        let first = tokio::task::spawn_blocking(move || reader.read(1).map(|chunk| chunk.map(|chunk| chunk.time())));
+        let first = first.await.map_err(|error| End::Local(error.to_string()))??;
+        if oldest > 0 {
+            known.since = first.unwrap_or(now);
+        }
+        let (options, name) = (self.options.clone(), self.journal.name().to_owned());
+        self.expiring.forget();
+        let mut expiring = std::mem::take(&mut self.expiring);
+        let keys = self.keys.clone();
+        let mut ops = Ops::new(&keys, &mut expiring, now / SECOND);
+        if oldest > 0 {
+            let base = self.queries.base(known.since, now).await?;
+            for rollup in &base.windows {
+                base::put_window(&mut ops, rollup, known, &options);
+            }
+            base.totals.put(&mut ops);
+            base::put_audit(&mut ops, &base.audit, &name);
+            known.base = base.audit.as_of.offset;
+        }
+        let groups = std::mem::take(&mut ops.groups);
+        self.expiring = expiring;
+        for (group, ops) in groups.into_iter().enumerate().filter(|(group, _)| missing.contains(group)) {
+            if ops.args.len() > MOST_ARGS {
+                log::warn!("{} operations go to the shared store at once", ops.keys.len());
+            }
+            // Whether a sending that was not answered took effect shows in the fences, which are read again.
+            self.run_script(group, &ops, [oldest, oldest], first, Some(known)).await?;
+        }
+        Ok(())
+    }
+
+    /// Publishes every window there is.
+    async fn publish_all(&mut self) -> Result<(), End> {
+        let mut count = 0;
+        for tier in Tier::ALL {
+            let from = self.retention.deleted_before(tier, self.clock.now());
+            for some in self.queries.windows(tier, from, UnixMillis::MAX).await?.chunks(PARTS_AT_ONCE) {
+                count += some.len();
+                self.publish(some.to_vec()).await?;
+            }
+        }
+        let done = (0..self.keys.groups()).map(|group| {
+            let mut command = Cmd::new();
+            command.arg("HSET").arg(self.keys.fence(group, self.journal.name())).arg("parts").arg("done");
+            command
+        });
+        self.client.all(done.collect()).await?;
+        log::info!("{count} windows of the embedded store are published in the shared store");
+        Ok(())
+    }
+
+    /// Publishes windows as the embedded store has them now.
+    async fn publish(&mut self, windows: Vec<WindowKey>) -> Result<(), End> {
+        let now = self.clock.now();
+        let mut commands = Vec::new();
+        for rollup in self.queries.rollups(windows).await?.rollups {
+            let WindowKey { site, tier, start } = &rollup.key;
+            for what in Part::ALL {
+                let Some(bytes) = blob::encode(&rollup, what) else { continue };
+                let key = self.keys.key(&part(site, *tier, *start, what));
+                let mut set = Cmd::new();
+                set.arg("HSET").arg(&key).arg(self.journal.name()).arg(bytes);
+                commands.push(set);
+                if let Some(kept) = self.retention.of(*tier) {
+                    let expires = (start + tier.width() + kept).max(now) / SECOND + 60;
+                    if self.expiring.first(&key, expires) {
+                        let mut expire = Cmd::new();
+                        expire.arg("EXPIREAT").arg(&key).arg(expires);
+                        commands.push(expire);
+                    }
+                }
+            }
+        }
+        self.client.all(commands).await?;
+        Ok(())
+    }
+
+    /// Agrees with the other instances on the day's salt, so that a visitor without an id is the same one everywhere; on
+    /// tomorrow's an hour before.
+    async fn share_salt(&self) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        for day in [now, now + HOUR].map(|at| at.div_euclid(DAY)) {
+            if self.salts.is_shared(day) {
+                continue;
+            }
+            let key = self.keys.key(&format!("tg:salt:{day}"));
+            let mut offer = Cmd::new();
+            let own = self.salts.offer(day, now);
+            offer.arg("SET").arg(&key).arg(&own[..]).arg("NX").arg("EXAT").arg((day + 1) * DAY / SECOND);
+            let mut take = Cmd::new();
+            take.arg("GET").arg(&key);
+            self.client.one(&offer).await?;
+            let taken = <Vec<u8>>::from_redis_value(self.client.one(&take).await?).unwrap_or_default();
+            if let Ok(salt) = taken.try_into() {
+                self.salts.adopt(day, salt);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The windows that a delta touched.
+fn touched(fold: &Fold) -> Vec<WindowKey> {
+    let mut windows = Vec::new();
+    for site in &fold.delta.sites {
+        for minute in &site.minutes {
+            let of = |tier: Tier| WindowKey { site: site.name.clone(), tier, start: tier.floor(minute.start) };
+            windows.extend(Tier::ALL.map(of));
+        }
+    }
+    windows.sort_unstable();
+    windows.dedup();
+    windows
+}
