@@ -198,18 +198,27 @@ async fn a_bad_line_never_doubles() {
     let seed = seed();
     println!("seed {seed}");
     let mut chance = Chance(seed | 1);
-    let load = Load::start(3, seed, true);
+    let load = Load::start(1, seed, true);
     load.aim(Some(server.address));
-    for round in 0..16 {
+    for round in 0..12 {
         let line = [Line::Slow, Line::SwallowScripts, Line::Cut, Line::Swallow][round % 4];
-        tokio::time::sleep(Duration::from_millis(chance.below(120))).await;
+        let felt = if line == Line::SwallowScripts {
+            "tidegate_shared_resent_total"
+        } else {
+            "tidegate_shared_failures_total"
+        };
+        let before = metric(&server, felt).await;
+        tokio::time::sleep(Duration::from_millis(chance.below(100))).await;
         proxy.set(line);
-        tokio::time::sleep(Duration::from_millis(150 + chance.below(400))).await;
-        proxy.set(Line::Good);
-        if [Line::Swallow, Line::SwallowScripts].contains(&line) {
-            // Answers that were held back do not come after all.
-            proxy.cut();
+        if line == Line::Slow {
+            tokio::time::sleep(Duration::from_millis(200 + chance.below(400))).await;
+        } else {
+            eventually("the bad line is felt", async || metric(&server, felt).await > before).await;
         }
+        proxy.set(Line::Good);
+        // Answers that were held back do not come after all.
+        proxy.cut();
+        connected(&server).await;
     }
     let sent = load.finish();
     connected(&server).await;
@@ -219,7 +228,7 @@ async fn a_bad_line_never_doubles() {
     let resent = metric(&server, "tidegate_shared_resent_total").await;
     let already = metric(&server, "tidegate_shared_already_total").await;
     println!("{failures} failures, {resent} scripts sent again, {already} of them had been applied");
-    assert!(failures >= 4.0 && resent >= 1.0 && already >= 1.0, "no line was bad enough");
+    assert!(failures >= 6.0 && already >= 3.0, "a script whose answer was swallowed had been applied");
     assert_eq!(metric(&server, "tidegate_shared_losses_total").await, 0.0);
 }
 

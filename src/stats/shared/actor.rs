@@ -126,6 +126,7 @@ impl Actor for Owner {
                 stop: parts.stop.clone(),
                 script: Script::new(include_str!("apply.lua")),
                 expiring: Expiring::default(),
+                most_events: 10_000,
             };
             publisher.run().await;
             parts.ended.send_replace(true);

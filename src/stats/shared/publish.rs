@@ -28,11 +28,13 @@ use crate::stats::rollup::WindowKey;
 use crate::stats::{Queries, Retention, StatsError, Tier};
 
 /// Bytes of entries read in one go.
-const CHUNK: usize = 1 << 20;
-/// Bytes to send in one delta; more wait for the next.
-const MOST_BYTES: usize = 4 << 20;
-/// Events in one delta.
-const MOST_EVENTS: u64 = 100_000;
+const CHUNK: usize = 256 << 10;
+/// Events in one delta, at least and at most; more wait for the next. What does not get through in time is made smaller.
+const EVENTS: (u64, u64) = (1_000, 100_000);
+/// Bytes to send in one delta, for each of its most events.
+const BYTES_AN_EVENT: u64 = 50;
+/// How often a delta is sent again before it is made anew, smaller.
+const SENDINGS: u32 = 3;
 /// Arguments of one script.
 const MOST_ARGS: usize = 400_000;
 /// Windows read and published at once when all of them are.
@@ -61,6 +63,8 @@ pub(super) struct Publisher {
     pub stop: watch::Receiver<bool>,
     pub script: Script,
     pub expiring: Expiring,
+    /// Events in one delta, as the line takes them.
+    pub most_events: u64,
 }
 
 /// Why a round of reading ended.
@@ -106,7 +110,10 @@ impl Publisher {
                     wait = RETRY.0;
                     continue;
                 }
-                End::Store(error) => self.state.fails(&error),
+                End::Store(error) => {
+                    self.state.fails(&error);
+                    self.most_events = (self.most_events / 2).max(EVENTS.0);
+                }
                 End::Local(error) => log::error!("the shared store is not fed for now: {error}"),
             }
             if *self.stop.borrow() {
@@ -232,7 +239,8 @@ impl Publisher {
             let gathering = Stopwatch::start();
             loop {
                 (reader, fold) = self.read(reader, fold, fences.boundary(fences.start())).await?;
-                let full = fold.bytes() >= MOST_BYTES || fold.delta.events() >= MOST_EVENTS;
+                let full =
+                    fold.delta.events() >= self.most_events || fold.bytes() as u64 >= self.most_events * BYTES_AN_EVENT;
                 let due = gathering.elapsed() >= self.options.flush_interval || *self.stop.borrow();
                 let cut = fences.boundary(fences.start()).is_some_and(|end| fold.delta.to >= end);
                 if full || due || cut {
@@ -334,6 +342,7 @@ impl Publisher {
             }
         }
         self.apply(from, to, fold.delta.time, work, fences).await?;
+        self.most_events = (self.most_events * 2).min(EVENTS.1);
         self.state.counters.events.fetch_add(fold.delta.events(), Ordering::Relaxed);
         self.confirmed(fences.start());
         self.state.works();
@@ -349,6 +358,7 @@ impl Publisher {
         fences: &mut Fences,
     ) -> Result<(), End> {
         let mut wait = RETRY.0;
+        let mut sendings = 0;
         let mut elsewhere = false;
         loop {
             let scripts = work.iter().map(|(group, ops)| self.run_script(*group, ops, [from, to], time, None));
@@ -373,10 +383,12 @@ impl Publisher {
                 return Err(End::Elsewhere);
             }
             let Some(error) = failed else { return Ok(()) };
-            self.state.fails(&error);
-            if *self.stop.borrow() {
+            sendings += 1;
+            if *self.stop.borrow() || sendings == SENDINGS {
+                // What became of it shows in the fences.
                 return Err(End::Store(error));
             }
+            self.state.fails(&error);
             let mut stop = self.stop.clone();
             let _ = tokio::time::timeout(wait, stop.wait_for(|stop| *stop)).await;
             wait = (wait * 2).min(RETRY.1);
