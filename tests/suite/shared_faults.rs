@@ -177,7 +177,7 @@ async fn a_store_that_comes_back_older_is_brought_up_to_date() {
     let sent = load.finish();
     check(&server.url, &sent).await;
     assert_eq!(keyspace(&service.address, ""), told(&server).await);
-    assert_eq!(metric(&server, "tidegate_shared_losses_total").await, 1.0);
+    assert!(metric(&server, "tidegate_shared_losses_total").await >= 1.0);
     assert_eq!(metric(&server, "tidegate_shared_rebuilds_total").await, 0.0, "the journal had it all");
 }
 

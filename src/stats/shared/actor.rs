@@ -12,7 +12,7 @@ use super::keys::Keys;
 use super::ops::Expiring;
 use super::publish::Publisher;
 use super::read::{Inner, SharedReads};
-use super::{SharedOptions, SharedState, StoreError};
+use super::{Role, SharedOptions, SharedState, StoreError};
 use crate::actor::supervisor::{Exit, Life, Supervised};
 use crate::clock::Clock;
 use crate::event::visitor::Salts;
@@ -38,7 +38,7 @@ struct Parts {
     journal: Journal,
     queries: Queries,
     counted: watch::Receiver<u64>,
-    pin: Pin,
+    pins: [Pin; 2],
     clock: Clock,
     salts: Arc<Salts>,
     state: Arc<SharedState>,
@@ -67,7 +67,8 @@ pub(in crate::stats) fn start(
 ) -> Result<SharedHandle, StoreError> {
     let client = Arc::new(Client::new(&options)?);
     let keys = Keys::new(&options.prefix, options.cluster);
-    let state = SharedState::new();
+    let events = options.event_streams || options.event_keys;
+    let state = SharedState::new(events);
     let (stop, asked) = watch::channel(false);
     let (end, ended) = watch::channel(false);
     let reads = SharedReads(Arc::new(Inner {
@@ -81,7 +82,7 @@ pub(in crate::stats) fn start(
         answers: Mutex::default(),
     }));
     // Until the fences are known, everything may still be needed.
-    let pin = journal.pin(0);
+    let pins = [journal.pin(0), journal.pin(if events { 0 } else { u64::MAX })];
     let opened_at = journal.end();
     let parts = Arc::new(Parts {
         client,
@@ -91,7 +92,7 @@ pub(in crate::stats) fn start(
         journal: journal.clone(),
         queries,
         counted,
-        pin,
+        pins,
         clock,
         salts,
         state,
@@ -104,31 +105,44 @@ pub(in crate::stats) fn start(
     Ok(SharedHandle { reads, actor, stop, ended })
 }
 
+impl Parts {
+    fn publisher(&self, role: Role) -> Publisher {
+        Publisher {
+            role,
+            client: self.client.clone(),
+            keys: self.keys.clone(),
+            options: self.options.clone(),
+            retention: self.stats.retention,
+            journal: self.journal.clone(),
+            queries: self.queries.clone(),
+            counted: self.counted.clone(),
+            pin: self.pins[role as usize].clone(),
+            clock: self.clock.clone(),
+            salts: self.salts.clone(),
+            state: self.state.clone(),
+            opened_at: self.opened_at,
+            stop: self.stop.clone(),
+            script: Script::new(include_str!("apply.lua")),
+            expiring: Expiring::default(),
+            most_events: 10_000,
+        }
+    }
+}
+
 impl Actor for Owner {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         let parts = self.parts.clone();
         let run = async move {
-            let mut publisher = Publisher {
-                client: parts.client.clone(),
-                keys: parts.keys.clone(),
-                options: parts.options.clone(),
-                retention: parts.stats.retention,
-                journal: parts.journal.clone(),
-                queries: parts.queries.clone(),
-                counted: parts.counted.clone(),
-                pin: parts.pin.clone(),
-                clock: parts.clock.clone(),
-                salts: parts.salts.clone(),
-                state: parts.state.clone(),
-                opened_at: parts.opened_at,
-                stop: parts.stop.clone(),
-                script: Script::new(include_str!("apply.lua")),
-                expiring: Expiring::default(),
-                most_events: 10_000,
+            let events = parts.options.event_streams || parts.options.event_keys;
+            let (mut counts, mut singly) = (parts.publisher(Role::Counts), parts.publisher(Role::Events));
+            let run_events = async {
+                if events {
+                    singly.run().await;
+                }
             };
-            publisher.run().await;
+            futures_util::future::join(counts.run(), run_events).await;
             parts.ended.send_replace(true);
         };
         let ended = run.into_actor(self).map(|(), this, ctx| {

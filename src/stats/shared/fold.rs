@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::keys::{self, site_prefix};
 use super::ops::Ops;
-use super::{SharedOptions, UniquesMode};
+use super::{Role, SharedOptions, UniquesMode};
 use crate::clock::{DAY, SECOND, UnixMillis};
 use crate::event::Event;
 use crate::event::codec::Entry;
@@ -36,13 +36,18 @@ type Told = (String, Vec<u8>);
 #[derive(Debug)]
 pub(super) struct Fold {
     pub delta: Delta,
+    role: Role,
+    /// When the last event was received.
+    time: Option<UnixMillis>,
+    /// Events in it.
+    events: u64,
     /// The shop's id of a visitor or session, by its hash.
     visitors: HashMap<u64, Box<str>>,
     sessions: HashMap<u64, Box<str>>,
     /// A user's events, oldest first.
     users: HashMap<(Arc<str>, Box<str>), Vec<String>>,
-    /// Events by site and type: id and JSON.
-    streams: HashMap<(Arc<str>, Box<str>), Vec<Told>>,
+    /// Events by their stream's name.
+    streams: HashMap<String, Vec<Told>>,
     /// Events by the older deployment's key, of which a second's last one stays.
     singles: HashMap<String, (UnixMillis, String)>,
     bytes: usize,
@@ -58,9 +63,12 @@ pub(super) struct Known {
 }
 
 impl Fold {
-    pub fn new(from: u64) -> Self {
+    pub fn new(role: Role, from: u64) -> Self {
         Self {
             delta: Delta::new(from),
+            role,
+            time: None,
+            events: 0,
             visitors: HashMap::new(),
             sessions: HashMap::new(),
             users: HashMap::new(),
@@ -75,47 +83,79 @@ impl Fold {
         self.bytes
     }
 
+    /// Events in it.
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// When the last of them was received.
+    pub fn time(&self) -> Option<UnixMillis> {
+        self.time
+    }
+
+    /// About how many commands it takes.
+    pub fn commands(&self) -> u64 {
+        let pages = |minute: &MinuteDelta| minute.pages.len() + minute.other_types.len();
+        let counters: usize = self.delta.sites.iter().flat_map(|site| &site.minutes).map(pages).sum();
+        (3 * counters + self.users.len()) as u64
+    }
+
     /// Adds the entry `seq`.
     pub fn apply(&mut self, seq: u64, entry: &Entry<'_>, journal: &str, options: &SharedOptions) {
-        self.delta.apply(seq, entry);
+        match self.role {
+            Role::Counts => self.delta.apply(seq, entry),
+            Role::Events => self.delta.advance(seq + 1),
+        }
         let Entry::Event(event) = entry else { return };
+        self.time = Some(event.received);
+        self.events += 1;
         if event.bot.is_some() {
             return;
         }
-        self.bytes += 32;
+        match self.role {
+            Role::Counts => self.count(event, options),
+            Role::Events => self.keep(seq, event, journal, options),
+        }
+    }
+
+    fn count(&mut self, event: &Event<'_>, options: &SharedOptions) {
         if let Some(user) = event.user_id {
             self.visitors.entry(event.visitor).or_insert_with(|| user.into());
         }
         if let Some(session) = event.session_id {
             self.sessions.entry(event.session).or_insert_with(|| session.into());
         }
-        let site = self.delta.last_site();
         if options.user_events
             && let Some(user) = event.user_id
         {
-            let events = self.users.entry((site.clone(), user.into())).or_default();
+            let events = self.users.entry((self.delta.last_site(), user.into())).or_default();
             let text = user_event(event);
-            self.bytes += text.len();
+            self.bytes += text.len() + size_of::<String>();
             events.push(text);
             // Only so many stay; twice as many at most are carried along.
             if events.len() >= 2 * USER_EVENTS {
-                events.drain(..events.len() - USER_EVENTS);
+                let gone: usize = events.drain(..events.len() - USER_EVENTS).map(|text| text.len()).sum();
+                self.bytes -= gone + USER_EVENTS * size_of::<String>();
             }
         }
+    }
+
+    fn keep(&mut self, seq: u64, event: &Event<'_>, journal: &str, options: &SharedOptions) {
+        let prefix = site_prefix(event.site);
         if options.event_streams {
             let record = Record::new(event, seq, journal);
-            let mut text = Vec::with_capacity(256);
+            let mut text = Vec::with_capacity(384);
             record.put_ndjson(&mut text);
             text.pop();
-            self.bytes += text.len();
-            self.streams
-                .entry((site.clone(), event.event_type.into()))
-                .or_default()
-                .push((record.id.to_string(), text));
+            self.bytes += text.len() + size_of::<Told>();
+            let stream = format!("{prefix}events:{}", event.event_type);
+            self.streams.entry(stream).or_default().push((record.id.to_string(), text));
         }
         if options.event_keys {
-            let key = format!("{}events:{}:{}", site_prefix(&site), event.event_type, event.timestamp / SECOND);
-            self.singles.insert(key, (event.timestamp, user_event(event)));
+            let key = format!("{prefix}events:{}:{}", event.event_type, event.timestamp / SECOND);
+            let text = user_event(event);
+            self.bytes += text.len() + key.len();
+            self.singles.insert(key, (event.timestamp, text));
         }
     }
 
@@ -144,8 +184,7 @@ impl Fold {
             let expires = (Tier::Day.floor(now) + DAY + USER_EVENTS_KEPT) / SECOND;
             ops.put("push", &name, Some(expires), std::iter::once(most.as_str()).chain(latest));
         }
-        for ((site, event_type), events) in &self.streams {
-            let name = format!("{}events:{event_type}", site_prefix(site));
+        for (name, events) in &self.streams {
             let most = options.stream_entries.to_string().into_bytes();
             let oldest = (now - STREAM_KEPT).max(0).to_string().into_bytes();
             let expires = (Tier::Day.floor(now) + DAY + STREAM_KEPT) / SECOND;
@@ -154,7 +193,7 @@ impl Fold {
                 left -= some.len();
                 let oldest: &[u8] = if left == 0 { &oldest } else { b"" };
                 let fields = some.iter().flat_map(|(id, text)| [id.as_bytes(), text.as_slice()]);
-                ops.put("stream", &name, Some(expires), [most.as_slice(), oldest].into_iter().chain(fields));
+                ops.put("stream", name, Some(expires), [most.as_slice(), oldest].into_iter().chain(fields));
             }
         }
         for (name, (at, text)) in &self.singles {
@@ -291,10 +330,6 @@ struct UserEvent<'a> {
     data: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
     url: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    product_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    session_id: Option<&'a str>,
 }
 
 fn user_event(event: &Event<'_>) -> String {
@@ -303,8 +338,6 @@ fn user_event(event: &Event<'_>) -> String {
         timestamp: event.timestamp / SECOND,
         data: event.data.and_then(|data| serde_json::from_str(data).ok()),
         url: event.url,
-        product_id: event.product_id,
-        session_id: event.session_id,
     };
     serde_json::to_string(&event).unwrap_or_default()
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use md5::{Digest, Md5};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::Role;
 use crate::clock::{DAY, HOUR, MINUTE, SECOND, UnixMillis};
 use crate::event::DEFAULT_SITE;
 use crate::stats::live_site::WindowName;
@@ -81,9 +82,13 @@ impl Keys {
         }
     }
 
-    /// The fence of an instance in a group.
-    pub fn fence(&self, group: usize, instance: &str) -> String {
-        self.in_group(group, &format!("tg:fence:{instance}"))
+    /// The fence of an instance's publisher in a group.
+    pub fn fence(&self, role: Role, group: usize, instance: &str) -> String {
+        let name = match role {
+            Role::Counts => "fence",
+            Role::Events => "events-fence",
+        };
+        self.in_group(group, &format!("tg:{name}:{instance}"))
     }
 }
 
@@ -169,6 +174,6 @@ mod tests {
         assert_eq!(keys.key("pv:total"), format!("{{x:tg-{group:02}}}:pv:total"));
         let groups: std::collections::HashSet<usize> = (0..500).map(|i| keys.group(&format!("pv:page:{i}"))).collect();
         assert_eq!(groups.len(), GROUPS);
-        assert!(keys.fence(3, "i").starts_with("{x:tg-03}:"));
+        assert!(keys.fence(Role::Counts, 3, "i").starts_with("{x:tg-03}:"));
     }
 }

@@ -79,11 +79,21 @@ impl std::fmt::Debug for SharedOptions {
     }
 }
 
-/// What the publisher says of itself; read without asking it.
+/// What a publisher brings to the shared store. Each has a fence of its own, because they go at different paces: counts of
+/// many events are one write a key, while an event is as long alone as in company.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Counters, sets, users' lists, books, and the windows that are published whole.
+    Counts = 0,
+    /// The events themselves.
+    Events = 1,
+}
+
+/// What the publishers say of themselves; read without asking them.
 #[derive(Debug)]
 pub struct SharedState {
-    /// Every entry before this is in the shared store.
-    delivered: watch::Sender<u64>,
+    /// Every entry before this is in the shared store, by role.
+    delivered: [watch::Sender<u64>; 2],
     /// Whether Redis answered when it was last asked.
     up: AtomicBool,
     fault: Mutex<Option<String>>,
@@ -124,9 +134,10 @@ pub struct SharedCounters {
 const MOST_TYPES: usize = 256;
 
 impl SharedState {
-    fn new() -> Arc<Self> {
+    /// Nothing is known yet; `events` says whether events are brought there.
+    fn new(events: bool) -> Arc<Self> {
         Arc::new(Self {
-            delivered: watch::Sender::new(0),
+            delivered: [watch::Sender::new(0), watch::Sender::new(if events { 0 } else { u64::MAX })],
             up: AtomicBool::new(false),
             fault: Mutex::new(Some(String::from("not connected yet"))),
             counters: SharedCounters::default(),
@@ -136,12 +147,14 @@ impl SharedState {
 
     /// Every journal entry before this is in the shared store.
     pub fn delivered(&self) -> u64 {
-        *self.delivered.borrow()
+        self.delivered.iter().map(|delivered| *delivered.borrow()).min().unwrap_or(0)
     }
 
     /// Waits until everything before `seq` is in the shared store.
     pub async fn delivered_through(&self, seq: u64) {
-        let _ = self.delivered.subscribe().wait_for(|delivered| *delivered >= seq).await;
+        for delivered in &self.delivered {
+            let _ = delivered.subscribe().wait_for(|delivered| *delivered >= seq).await;
+        }
     }
 
     /// What is wrong, while something is.

@@ -20,7 +20,7 @@ use super::fence::{Fence, Fences, Outcome};
 use super::fold::{Fold, Known};
 use super::keys::{Keys, Part, part};
 use super::ops::{Expiring, Group, Ops};
-use super::{SharedOptions, SharedState};
+use super::{Role, SharedOptions, SharedState};
 use crate::clock::{Clock, DAY, HOUR, SECOND, Stopwatch, UnixMillis};
 use crate::event::visitor::Salts;
 use crate::journal::{Journal, JournalError, Pin, Reader};
@@ -30,9 +30,16 @@ use crate::stats::{Queries, Retention, StatsError, Tier};
 /// Bytes of entries read in one go.
 const CHUNK: usize = 256 << 10;
 /// Events in one delta, at least and at most; more wait for the next. What does not get through in time is made smaller.
-const EVENTS: (u64, u64) = (1_000, 100_000);
+const EVENTS: (u64, u64) = (1_000, 400_000);
 /// Bytes to send in one delta, for each of its most events.
 const BYTES_AN_EVENT: u64 = 50;
+/// Under load a delta of counts gathers on until its commands are this part of its events, but not for ever: the more
+/// events there are to a key, the cheaper each is.
+const COMMANDS_AN_EVENT: f64 = 0.04;
+/// Load is from here on, in events a delta.
+const LOAD: u64 = 10_000;
+/// How many flush intervals a delta gathers under load.
+const LONGER: u32 = 8;
 /// How often a delta is sent again before it is made anew, smaller.
 const SENDINGS: u32 = 3;
 /// Arguments of one script.
@@ -46,6 +53,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 /// Everything the publisher works with.
 pub(super) struct Publisher {
+    pub role: Role,
     pub client: Arc<Client>,
     pub keys: Keys,
     pub options: SharedOptions,
@@ -138,11 +146,11 @@ impl Publisher {
         let mut fences = self.fences().await?;
         let missing = fences.missing();
         if !missing.is_empty() {
-            if self.state.delivered() > 0 {
+            if *self.delivered().borrow() > 0 {
                 self.state.counters.losses.fetch_add(1, Ordering::Relaxed);
                 self.state.counters.rebuilds.fetch_add(missing.len() as u64, Ordering::Relaxed);
                 log::error!("the shared store has lost this instance's numbers; they are built anew");
-                self.state.delivered.send_replace(0);
+                self.delivered().send_replace(0);
             }
             self.build(&missing).await?;
             fences = self.fences().await?;
@@ -151,7 +159,7 @@ impl Publisher {
             }
         }
         self.state.works();
-        if fences.0.iter().flatten().any(|fence| fence.parts_pending) {
+        if self.role == Role::Counts && fences.0.iter().flatten().any(|fence| fence.parts_pending) {
             self.publish_all().await?;
         }
         self.note_loss(&mut fences).await?;
@@ -163,9 +171,9 @@ impl Publisher {
     /// A fence before what was confirmed is a loss; one after the journal's end is the journal's.
     async fn note_loss(&mut self, fences: &mut Fences) -> Result<(), End> {
         let start = fences.start();
-        if start < self.state.delivered() {
+        if start < *self.delivered().borrow() {
             self.state.counters.losses.fetch_add(1, Ordering::Relaxed);
-            let had = self.state.delivered();
+            let had = *self.delivered().borrow();
             log::error!("the shared store has lost entries {start}..{had} that it had confirmed; they are sent again");
         }
         let oldest = self.journal.stats().oldest.load(Ordering::Relaxed);
@@ -180,15 +188,19 @@ impl Publisher {
             log::error!("the shared store has entries up to {}, which the journal has lost", fence.next);
             let next = self.opened_at;
             let mut command = Cmd::new();
-            command.arg("HSET").arg(self.keys.fence(group, self.journal.name())).arg("next").arg(next);
+            command.arg("HSET").arg(self.keys.fence(self.role, group, self.journal.name())).arg("next").arg(next);
             self.client.one(&command).await?;
             fence.next = next;
         }
         Ok(())
     }
 
+    fn delivered(&self) -> &watch::Sender<u64> {
+        &self.state.delivered[self.role as usize]
+    }
+
     fn confirmed(&self, to: u64) {
-        self.state.delivered.send_replace(to);
+        self.delivered().send_replace(to);
         self.pin.set(to);
     }
 
@@ -198,7 +210,7 @@ impl Publisher {
             let mut command = Cmd::new();
             command
                 .arg("HMGET")
-                .arg(self.keys.fence(group, self.journal.name()))
+                .arg(self.keys.fence(self.role, group, self.journal.name()))
                 .arg(&["next", "base", "since", "parts"]);
             command
         });
@@ -214,7 +226,7 @@ impl Publisher {
     /// Reads on from the fences and delivers, until it is asked to stop and nothing is left.
     async fn follow(&mut self, mut fences: Fences) -> Result<(), End> {
         let mut reader = self.journal.reader(fences.start());
-        let mut fold = Fold::new(fences.start());
+        let mut fold = Fold::new(self.role, fences.start());
         let mut beat = Stopwatch::start();
         loop {
             let stopping = *self.stop.borrow();
@@ -240,14 +252,15 @@ impl Publisher {
             loop {
                 (reader, fold) = self.read(reader, fold, fences.boundary(fences.start())).await?;
                 let full =
-                    fold.delta.events() >= self.most_events || fold.bytes() as u64 >= self.most_events * BYTES_AN_EVENT;
-                let due = gathering.elapsed() >= self.options.flush_interval || *self.stop.borrow();
+                    fold.events() >= self.most_events || fold.bytes() as u64 >= self.most_events * BYTES_AN_EVENT;
+                let patience = self.patience(&fold);
+                let due = gathering.elapsed() >= patience || *self.stop.borrow();
                 let cut = fences.boundary(fences.start()).is_some_and(|end| fold.delta.to >= end);
                 if full || due || cut {
                     break;
                 }
                 if reader.caught_up() {
-                    let left = self.options.flush_interval.saturating_sub(gathering.elapsed());
+                    let left = patience.saturating_sub(gathering.elapsed());
                     let mut stop = self.stop.clone();
                     let _ = tokio::time::timeout(left, stop.wait_for(|stop| *stop)).await;
                 }
@@ -258,7 +271,7 @@ impl Publisher {
                 tokio::time::sleep(RETRY.0).await;
                 continue;
             }
-            let delta = std::mem::replace(&mut fold, Fold::new(next));
+            let delta = std::mem::replace(&mut fold, Fold::new(self.role, next));
             self.send(&delta, &mut fences).await?;
             beat = Stopwatch::start();
             if reader.next() != next {
@@ -266,6 +279,13 @@ impl Publisher {
                 reader = self.journal.reader(next);
             }
         }
+    }
+
+    /// How long a delta gathers.
+    fn patience(&self, fold: &Fold) -> Duration {
+        let dear = fold.commands() as f64 > COMMANDS_AN_EVENT * fold.events() as f64;
+        let longer = self.role == Role::Counts && fold.events() >= LOAD && dear;
+        if longer { self.options.flush_interval * LONGER } else { self.options.flush_interval }
     }
 
     /// Looks whether the fences stand where they were left.
@@ -311,8 +331,11 @@ impl Publisher {
     /// Publishes the windows a delta touched, then sends the delta, again and again until its outcome is known.
     async fn send(&mut self, fold: &Fold, fences: &mut Fences) -> Result<(), End> {
         let (from, to) = (fold.delta.from, fold.delta.to);
-        // The embedded store is another reader of the same journal, and mostly ahead.
-        self.counted.wait_for(|counted| *counted >= to).await.map_err(|_| End::Local("counting has ended".into()))?;
+        if self.role == Role::Counts {
+            // The embedded store is another reader of the same journal, and mostly ahead.
+            let counted = self.counted.wait_for(|counted| *counted >= to).await;
+            counted.map_err(|_| End::Local("counting has ended".into()))?;
+        }
         for site in &fold.delta.sites {
             let types = site.minutes.iter().flat_map(|minute| minute.other_types.keys());
             self.state.saw(&site.name, types.map(|name| &**name));
@@ -341,9 +364,9 @@ impl Publisher {
                 }
             }
         }
-        self.apply(from, to, fold.delta.time, work, fences).await?;
+        self.apply(from, to, fold.time(), work, fences).await?;
         self.most_events = (self.most_events * 2).min(EVENTS.1);
-        self.state.counters.events.fetch_add(fold.delta.events(), Ordering::Relaxed);
+        self.state.counters.events.fetch_add(fold.events(), Ordering::Relaxed);
         self.confirmed(fences.start());
         self.state.works();
         Ok(())
@@ -406,7 +429,7 @@ impl Publisher {
         base: Option<Known>,
     ) -> Result<Outcome, StoreError> {
         let mut keys = Vec::with_capacity(1 + ops.keys.len());
-        keys.push(self.keys.fence(group, self.journal.name()));
+        keys.push(self.keys.fence(self.role, group, self.journal.name()));
         keys.extend_from_slice(&ops.keys);
         let text = |value: Option<String>| value.unwrap_or_default().into_bytes();
         let mut args = vec![
@@ -441,7 +464,7 @@ impl Publisher {
         let mut reader = self.journal.reader(oldest);
         let first = tokio::task::spawn_blocking(move || reader.read(1).map(|chunk| chunk.map(|chunk| chunk.time())));
         let first = first.await.map_err(|error| End::Local(error.to_string()))??;
-        if oldest > 0 {
+        if oldest > 0 && self.role == Role::Counts {
             known.since = first.unwrap_or(now);
         }
         let (options, name) = (self.options.clone(), self.journal.name().to_owned());
@@ -449,7 +472,7 @@ impl Publisher {
         let mut expiring = std::mem::take(&mut self.expiring);
         let keys = self.keys.clone();
         let mut ops = Ops::new(&keys, &mut expiring, now / SECOND);
-        if oldest > 0 {
+        if oldest > 0 && self.role == Role::Counts {
             let base = self.queries.base(known.since, now).await?;
             for rollup in &base.windows {
                 base::put_window(&mut ops, rollup, known, &options);
@@ -482,7 +505,7 @@ impl Publisher {
         }
         let done = (0..self.keys.groups()).map(|group| {
             let mut command = Cmd::new();
-            command.arg("HSET").arg(self.keys.fence(group, self.journal.name())).arg("parts").arg("done");
+            command.arg("HSET").arg(self.keys.fence(self.role, group, self.journal.name())).arg("parts").arg("done");
             command
         });
         self.client.all(done.collect()).await?;

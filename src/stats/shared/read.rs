@@ -15,7 +15,7 @@ use super::blob::{self, Sums};
 use super::client::{Client, StoreError};
 use super::fold::audit_key;
 use super::keys::{Keys, Part, part};
-use super::{SharedOptions, SharedState};
+use super::{Role, SharedOptions, SharedState};
 use crate::clock::{Stopwatch, UnixMillis};
 use crate::event::RejectCode;
 use crate::stats::answers::{AsOf, StoreAudit, Summary, Timeseries, Top};
@@ -196,7 +196,7 @@ impl Inner {
     /// How far the shared store has counted this instance.
     pub fn as_of_command(&self) -> Cmd {
         let mut command = Cmd::new();
-        command.arg("HMGET").arg(self.keys.fence(0, &self.instance)).arg(&["next", "time"]);
+        command.arg("HMGET").arg(self.keys.fence(Role::Counts, 0, &self.instance)).arg(&["next", "time"]);
         command
     }
 
