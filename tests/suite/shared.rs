@@ -106,10 +106,11 @@ async fn the_keys_are_those_of_the_older_deployment() {
     // The older deployment's own key keeps a second's last event; the stream keeps all.
     let single: String = redis.get(key(&format!("events:buy:{}", at.now / 1000))).unwrap();
     assert_eq!(serde_json::from_str::<Value>(&single).unwrap()["data"]["total"], 8);
-    let stream: Vec<(String, Vec<(String, String)>)> =
+    let stream: Vec<(String, BTreeMap<String, String>)> =
         redis::cmd("XRANGE").arg(key("events:buy")).arg("-").arg("+").query(&mut redis).unwrap();
-    let events: Vec<Value> =
-        stream.iter().flat_map(|(_, fields)| fields).map(|(_, text)| serde_json::from_str(text).unwrap()).collect();
+    let lines = stream.iter().flat_map(|(_, entry)| entry["events"].lines());
+    let events: Vec<Value> = lines.map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(stream.iter().map(|(_, entry)| entry["count"].parse::<usize>().unwrap()).sum::<usize>(), 2);
     assert_eq!(events.iter().map(|event| event["data"]["total"].as_u64().unwrap()).collect::<Vec<_>>(), [7, 8]);
 
     // Everything but totals, fences and books goes by itself.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, ActorContext, ActorFutureExt, Arbiter, AsyncContext, Context, WrapFuture};
+use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, WrapFuture};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -13,6 +13,7 @@ use super::ops::Expiring;
 use super::publish::Publisher;
 use super::read::{Inner, SharedReads};
 use super::{Role, SharedOptions, SharedState, StoreError};
+use crate::actor::background;
 use crate::actor::supervisor::{Exit, Life, Supervised};
 use crate::clock::Clock;
 use crate::event::visitor::Salts;
@@ -100,8 +101,8 @@ pub(in crate::stats) fn start(
         stop: asked,
         ended: end,
     });
-    let actor =
-        Supervised::start("shared store", Arbiter::new().handle(), move |life| Owner { life, parts: parts.clone() });
+    let background = background().map_err(|error| StoreError::Refused(error.to_string()))?;
+    let actor = Supervised::start("shared store", background, move |life| Owner { life, parts: parts.clone() });
     Ok(SharedHandle { reads, actor, stop, ended })
 }
 
@@ -124,7 +125,7 @@ impl Parts {
             stop: self.stop.clone(),
             script: Script::new(include_str!("apply.lua")),
             expiring: Expiring::default(),
-            most_events: 10_000,
+            most_events: 50_000,
         }
     }
 }

@@ -93,8 +93,8 @@ pub(super) fn put_audit(ops: &mut Ops<'_>, audit: &AuditTotals, instance: &str) 
     for (site, book) in &audit.sites {
         let rejected = book.rejected.iter().map(|(code, n)| (*code, *n));
         let all = [("counted", book.counted), ("duplicate", book.duplicates)].into_iter().chain(rejected);
-        let pairs: Vec<String> =
-            all.filter(|(_, n)| *n > 0).flat_map(|(code, n)| [format!("{code}:{site}"), n.to_string()]).collect();
+        let pairs = all.filter(|(_, n)| *n > 0).flat_map(|(code, n)| [format!("{code}:{site}"), n.to_string()]);
+        let pairs: Vec<Vec<u8>> = pairs.map(String::into_bytes).collect();
         if !pairs.is_empty() {
             ops.put("hincr", &audit_key(instance), None, pairs);
         }

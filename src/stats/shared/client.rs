@@ -178,11 +178,21 @@ impl Client {
         }
     }
 
-    /// Runs a script, which is sent along only where it is not known yet.
-    pub async fn script(&self, script: &Script, keys: &[String], args: &[Vec<u8>]) -> Result<Value, StoreError> {
+    /// Runs a script, which is sent along only where it is not known yet; its keys are the fence and then the others, its
+    /// arguments the head and then the others.
+    pub async fn script(
+        &self,
+        script: &Script,
+        fence: &str,
+        keys: &[String],
+        head: &[Vec<u8>],
+        args: &[Vec<u8>],
+    ) -> Result<Value, StoreError> {
         let call = |name: &str, what: &str| {
-            let mut command = Cmd::new();
-            command.arg(name).arg(what).arg(keys.len()).arg(keys).arg(args);
+            let bytes: usize = args.iter().map(Vec::len).sum();
+            let mut command =
+                Cmd::with_capacity(5 + keys.len() + head.len() + args.len(), 1024 + 64 * keys.len() + bytes);
+            command.arg(name).arg(what).arg(1 + keys.len()).arg(fence).arg(keys).arg(head).arg(args);
             command
         };
         let conn = self.conn().await?;

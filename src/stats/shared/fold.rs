@@ -24,13 +24,15 @@ use crate::stats::window::Tier;
 const USER_EVENTS: usize = 100;
 /// Events in one entry of a stream; more begin another.
 const STREAM_BATCH: usize = 200;
+/// Bytes of one entry; more begin another.
+const STREAM_BYTES: usize = 256 << 10;
 /// How long a user's events are kept.
 const USER_EVENTS_KEPT: UnixMillis = 30 * DAY;
 /// How long an event is kept in its stream.
 const STREAM_KEPT: UnixMillis = 7 * DAY;
 
-/// An event's id and JSON.
-type Told = (String, Vec<u8>);
+/// Events of one stream entry: how many, and a line of JSON each.
+type Lines = (usize, Vec<u8>);
 
 /// A delta, and the names in it.
 #[derive(Debug)]
@@ -47,7 +49,7 @@ pub(super) struct Fold {
     /// A user's events, oldest first.
     users: HashMap<(Arc<str>, Box<str>), Vec<String>>,
     /// Events by their stream's name.
-    streams: HashMap<String, Vec<Told>>,
+    streams: HashMap<String, Vec<Lines>>,
     /// Events by the older deployment's key, of which a second's last one stays.
     singles: HashMap<String, (UnixMillis, String)>,
     bytes: usize,
@@ -143,13 +145,17 @@ impl Fold {
     fn keep(&mut self, seq: u64, event: &Event<'_>, journal: &str, options: &SharedOptions) {
         let prefix = site_prefix(event.site);
         if options.event_streams {
-            let record = Record::new(event, seq, journal);
-            let mut text = Vec::with_capacity(384);
-            record.put_ndjson(&mut text);
-            text.pop();
-            self.bytes += text.len() + size_of::<Told>();
             let stream = format!("{prefix}events:{}", event.event_type);
-            self.streams.entry(stream).or_default().push((record.id.to_string(), text));
+            let entries = self.streams.entry(stream).or_default();
+            if entries.last().is_none_or(|(count, lines)| *count >= STREAM_BATCH || lines.len() >= STREAM_BYTES) {
+                entries.push((0, Vec::new()));
+            }
+            if let Some((count, lines)) = entries.last_mut() {
+                let before = lines.len();
+                Record::new(event, seq, journal).put_ndjson(lines);
+                self.bytes += lines.len() - before;
+                *count += 1;
+            }
         }
         if options.event_keys {
             let key = format!("{prefix}events:{}:{}", event.event_type, event.timestamp / SECOND);
@@ -159,15 +165,8 @@ impl Fold {
         }
     }
 
-    /// What is to be done, on top of what is `known`.
-    pub fn ops(
-        &self,
-        ops: &mut Ops<'_>,
-        options: &SharedOptions,
-        instance: &str,
-        known: Option<Known>,
-        now: UnixMillis,
-    ) {
+    /// What is to be done to counters and sets, on top of what is `known`.
+    pub fn counts(&self, ops: &mut Ops<'_>, options: &SharedOptions, instance: &str, known: Option<Known>) {
         let known = known.filter(|known| self.delta.from < known.base);
         for site in &self.delta.sites {
             self.site(ops, site, options, known);
@@ -175,29 +174,32 @@ impl Fold {
                 audit(ops, site, instance);
             }
         }
-        let recent = |list: &[String]| list.len().min(USER_EVENTS);
-        for ((site, user), events) in &self.users {
-            let name = format!("{}user_events:{user}", site_prefix(site));
-            let most = USER_EVENTS.to_string();
-            let latest = events[events.len() - recent(events)..].iter().map(String::as_str);
-            // By the day, so that it is set again while the user comes back.
-            let expires = (Tier::Day.floor(now) + DAY + USER_EVENTS_KEPT) / SECOND;
-            ops.put("push", &name, Some(expires), std::iter::once(most.as_str()).chain(latest));
+    }
+
+    /// What is to be done to lists and streams. Gives their texts away, as they are long.
+    pub fn texts(&mut self, ops: &mut Ops<'_>, options: &SharedOptions, now: UnixMillis) {
+        // By the day, so that it is set again while there are events.
+        let expires = |kept: UnixMillis| Some((Tier::Day.floor(now) + DAY + kept) / SECOND);
+        for ((site, user), mut events) in std::mem::take(&mut self.users) {
+            let name = format!("{}user_events:{user}", site_prefix(&site));
+            let old = events.len().saturating_sub(USER_EVENTS);
+            let most = USER_EVENTS.to_string().into_bytes();
+            let latest = events.drain(old..).map(String::into_bytes);
+            ops.put("push", &name, expires(USER_EVENTS_KEPT), std::iter::once(most).chain(latest));
         }
-        for (name, events) in &self.streams {
+        let oldest = (now - STREAM_KEPT).max(0).to_string().into_bytes();
+        for (name, entries) in std::mem::take(&mut self.streams) {
             let most = options.stream_entries.to_string().into_bytes();
-            let oldest = (now - STREAM_KEPT).max(0).to_string().into_bytes();
-            let expires = (Tier::Day.floor(now) + DAY + STREAM_KEPT) / SECOND;
-            let mut left = events.len();
-            for some in events.chunks(STREAM_BATCH) {
-                left -= some.len();
-                let oldest: &[u8] = if left == 0 { &oldest } else { b"" };
-                let fields = some.iter().flat_map(|(id, text)| [id.as_bytes(), text.as_slice()]);
-                ops.put("stream", name, Some(expires), [most.as_slice(), oldest].into_iter().chain(fields));
+            let mut left = entries.len();
+            for (count, lines) in entries {
+                left -= 1;
+                let oldest = if left == 0 { oldest.clone() } else { Vec::new() };
+                let fields = [b"count".to_vec(), count.to_string().into_bytes(), b"events".to_vec(), lines];
+                ops.put("stream", &name, expires(STREAM_KEPT), [most.clone(), oldest].into_iter().chain(fields));
             }
         }
-        for (name, (at, text)) in &self.singles {
-            ops.put("set", name, Some((at + STREAM_KEPT) / SECOND), [text]);
+        for (name, (at, text)) in std::mem::take(&mut self.singles) {
+            ops.put("set", &name, Some((at + STREAM_KEPT) / SECOND), [text.into_bytes()]);
         }
     }
 
@@ -281,12 +283,13 @@ impl WindowSums<'_> {
         };
         for (name, members) in [("uv", &self.visitors), ("sessions", &self.sessions)] {
             if !members.is_empty() {
+                let members = members.iter().map(|member| member.clone().into_bytes());
                 ops.put(op, &format!("{prefix}{name}{suffix}:{word}:{seconds}"), expires, members);
             }
         }
         if !self.pages.is_empty() {
             let expires = keys::expires(window, start, keys::hot_pages_kept(window));
-            let pairs = self.pages.iter().flat_map(|(page, n)| [(*page).to_owned(), n.to_string()]);
+            let pairs = self.pages.iter().flat_map(|(page, n)| [page.as_bytes().to_vec(), n.to_string().into_bytes()]);
             ops.put("zincr", &keys::hot_pages(prefix, window, seconds), Some(expires), pairs);
         }
     }
@@ -308,7 +311,7 @@ fn audit(ops: &mut Ops<'_>, site: &SiteDelta, instance: &str) {
     let rejected = audit.rejected.iter().map(|(code, n)| (code.as_str(), *n));
     let all = [("counted", audit.counted), ("duplicate", audit.duplicates)].into_iter().chain(rejected);
     let pairs = all.filter(|(_, n)| *n > 0).flat_map(|(code, n)| [format!("{code}:{}", site.name), n.to_string()]);
-    let pairs: Vec<String> = pairs.collect();
+    let pairs: Vec<Vec<u8>> = pairs.map(String::into_bytes).collect();
     if !pairs.is_empty() {
         ops.put("hincr", &audit_key(instance), None, pairs);
     }

@@ -62,13 +62,7 @@ impl<'a> Ops<'a> {
     }
 
     /// Adds an operation on a key that expires at a time in Unix seconds, or never.
-    pub fn put<A: AsRef<[u8]>>(
-        &mut self,
-        op: &str,
-        name: &str,
-        expires: Option<i64>,
-        args: impl IntoIterator<Item = A>,
-    ) {
+    pub fn put(&mut self, op: &str, name: &str, expires: Option<i64>, args: impl IntoIterator<Item = Vec<u8>>) {
         if expires.is_some_and(|expires| self.is_over(expires)) {
             return;
         }
@@ -81,7 +75,7 @@ impl<'a> Ops<'a> {
         let group = &mut self.groups[group];
         let at = group.args.len();
         group.args.extend([op.as_bytes().to_vec(), Vec::new(), expires.into_bytes()]);
-        group.args.extend(args.into_iter().map(|arg| arg.as_ref().to_vec()));
+        group.args.extend(args);
         group.args[at + 1] = (group.args.len() - at - 3).to_string().into_bytes();
         group.keys.push(key);
     }
@@ -123,9 +117,9 @@ mod tests {
         let mut expiring = Expiring::default();
         for round in 0..2 {
             let mut ops = Ops::new(&keys, &mut expiring, 100);
-            ops.put("sadd", "a", Some(200), ["5"]);
-            ops.put("sadd", "gone", Some(100), ["5"]);
-            ops.put("sadd", "b", None, ["x", "y"]);
+            ops.put("sadd", "a", Some(200), [b"5".to_vec()]);
+            ops.put("sadd", "gone", Some(100), [b"5".to_vec()]);
+            ops.put("sadd", "b", None, [b"x".to_vec(), b"y".to_vec()]);
             ops.counts(None, [(String::from("t1"), 1), (String::from("t2"), 2)]);
             ops.counts(Some(100), [(String::from("gone"), 1)]);
             ops.counts(Some(101), [(String::from("c"), 3)]);

@@ -31,8 +31,8 @@ use crate::stats::{Queries, Retention, StatsError, Tier};
 const CHUNK: usize = 256 << 10;
 /// Events in one delta, at least and at most; more wait for the next. What does not get through in time is made smaller.
 const EVENTS: (u64, u64) = (1_000, 400_000);
-/// Bytes to send in one delta, for each of its most events.
-const BYTES_AN_EVENT: u64 = 50;
+/// Bytes of texts in one delta at most, by role: company makes counts cheaper, and events no dearer.
+const BYTES: [u64; 2] = [24 << 20, 4 << 20];
 /// Under load a delta of counts gathers on until its commands are this part of its events, but not for ever: the more
 /// events there are to a key, the cheaper each is.
 const COMMANDS_AN_EVENT: f64 = 0.04;
@@ -251,8 +251,8 @@ impl Publisher {
             let gathering = Stopwatch::start();
             loop {
                 (reader, fold) = self.read(reader, fold, fences.boundary(fences.start())).await?;
-                let full =
-                    fold.events() >= self.most_events || fold.bytes() as u64 >= self.most_events * BYTES_AN_EVENT;
+                let full = fold.events() >= self.most_events
+                    || fold.bytes() as u64 >= BYTES[self.role as usize] * self.most_events / EVENTS.1;
                 let patience = self.patience(&fold);
                 let due = gathering.elapsed() >= patience || *self.stop.borrow();
                 let cut = fences.boundary(fences.start()).is_some_and(|end| fold.delta.to >= end);
@@ -272,7 +272,7 @@ impl Publisher {
                 continue;
             }
             let delta = std::mem::replace(&mut fold, Fold::new(self.role, next));
-            self.send(&delta, &mut fences).await?;
+            self.send(delta, &mut fences).await?;
             beat = Stopwatch::start();
             if reader.next() != next {
                 // A delta that had to end early; what was read beyond it is read again.
@@ -329,7 +329,7 @@ impl Publisher {
     }
 
     /// Publishes the windows a delta touched, then sends the delta, again and again until its outcome is known.
-    async fn send(&mut self, fold: &Fold, fences: &mut Fences) -> Result<(), End> {
+    async fn send(&mut self, mut fold: Fold, fences: &mut Fences) -> Result<(), End> {
         let (from, to) = (fold.delta.from, fold.delta.to);
         if self.role == Role::Counts {
             // The embedded store is another reader of the same journal, and mostly ahead.
@@ -340,7 +340,7 @@ impl Publisher {
             let types = site.minutes.iter().flat_map(|minute| minute.other_types.keys());
             self.state.saw(&site.name, types.map(|name| &**name));
         }
-        self.publish(touched(fold)).await?;
+        self.publish(touched(&fold)).await?;
         let now = self.clock.now();
         let open: Vec<(usize, Fence)> = fences.open(from).collect();
         let mut known: Vec<Option<Known>> = Vec::new();
@@ -353,20 +353,27 @@ impl Publisher {
         let mut work: Vec<(usize, Group)> = Vec::new();
         for known in known {
             let mut ops = Ops::new(&self.keys, &mut self.expiring, now / SECOND);
-            fold.ops(&mut ops, &self.options, self.journal.name(), known, now);
-            let groups = std::mem::take(&mut ops.groups);
-            for (group, ops) in groups.into_iter().enumerate() {
-                let wants = |(open, fence): &(usize, Fence)| {
-                    *open == group && (from < fence.known.base).then_some(fence.known) == known
-                };
-                if open.iter().any(wants) {
-                    work.push((group, ops));
-                }
+            fold.counts(&mut ops, &self.options, self.journal.name(), known);
+            let wants = |group: usize| {
+                let known_of = |fence: &Fence| (from < fence.known.base).then_some(fence.known);
+                open.iter().any(|(open, fence)| *open == group && known_of(fence) == known)
+            };
+            work.extend(ops.groups.into_iter().enumerate().filter(|(group, _)| wants(*group)));
+        }
+        let mut ops = Ops::new(&self.keys, &mut self.expiring, now / SECOND);
+        fold.texts(&mut ops, &self.options, now);
+        let texts = ops.groups;
+        for (group, texts) in texts.into_iter().enumerate() {
+            if let Some((_, ops)) = work.iter_mut().find(|(of, _)| *of == group) {
+                ops.keys.extend(texts.keys);
+                ops.args.extend(texts.args);
             }
         }
-        self.apply(from, to, fold.time(), work, fences).await?;
+        let (events, time) = (fold.events(), fold.time());
+        drop(fold);
+        self.apply(from, to, time, work, fences).await?;
         self.most_events = (self.most_events * 2).min(EVENTS.1);
-        self.state.counters.events.fetch_add(fold.events(), Ordering::Relaxed);
+        self.state.counters.events.fetch_add(events, Ordering::Relaxed);
         self.confirmed(fences.start());
         self.state.works();
         Ok(())
@@ -428,11 +435,9 @@ impl Publisher {
         time: Option<UnixMillis>,
         base: Option<Known>,
     ) -> Result<Outcome, StoreError> {
-        let mut keys = Vec::with_capacity(1 + ops.keys.len());
-        keys.push(self.keys.fence(self.role, group, self.journal.name()));
-        keys.extend_from_slice(&ops.keys);
+        let fence = self.keys.fence(self.role, group, self.journal.name());
         let text = |value: Option<String>| value.unwrap_or_default().into_bytes();
-        let mut args = vec![
+        let head = [
             from.to_string().into_bytes(),
             to.to_string().into_bytes(),
             text(time.map(|time| time.to_string())),
@@ -440,8 +445,7 @@ impl Publisher {
             text(base.map(|known| known.base.to_string())),
             text(base.map(|known| known.since.to_string())),
         ];
-        args.extend_from_slice(&ops.args);
-        let answer = self.client.script(&self.script, &keys, &args).await?;
+        let answer = self.client.script(&self.script, &fence, &ops.keys, &head, &ops.args).await?;
         self.state.counters.scripts.fetch_add(1, Ordering::Relaxed);
         let parsed = <(String, String, u64, String)>::from_redis_value(answer);
         let strange = || StoreError::Refused(String::from("its answer to the script makes no sense"));
