@@ -34,3 +34,4 @@ pub mod http;
 pub mod journal;
 pub mod lifecycle;
 pub mod stats;
+pub mod stream;

@@ -17,6 +17,7 @@ use crate::http;
 use crate::journal::Journal;
 use crate::lifecycle::{Lifecycle, Phase, stop_signal};
 use crate::stats::{self, StatsHandle};
+use crate::stream::{self, StreamHandle};
 use lock::DataLock;
 
 /// Everything but HTTP: what a server and a command on a folder share.
@@ -31,6 +32,8 @@ pub struct Core {
     pub journal: Journal,
     /// What counts it.
     pub stats: StatsHandle,
+    /// What hands it on, if anything does.
+    pub stream: Option<StreamHandle>,
     lock: DataLock,
 }
 
@@ -64,29 +67,41 @@ impl Core {
             );
         }
         let shared = config.shared.clone().map(|options| (options, salts.clone()));
+        // Before any reader lets go of an entry.
+        let pin = config.stream.enabled().then(|| journal.pin(0));
         let stats = stats::start(store, &journal, clock.clone(), &config.stats, config.flush_interval, shared)?;
-        Ok(Self { config, clock, salts, journal, stats, lock })
+        let stream = match pin {
+            Some(pin) => Some(stream::start(config.stream.clone(), &journal, pin, &clock)?),
+            None => None,
+        };
+        Ok(Self { config, clock, salts, journal, stats, stream, lock })
     }
 
     /// Whether a server of this config hands its events on to stores that it shares with others.
     pub fn shares(config: &Config) -> bool {
-        config.shared.is_some()
+        config.shared.is_some() || config.stream.enabled()
     }
 
     /// Waits until everything before `seq` is counted here and in every store that is shared.
     pub async fn delivered_through(&self, seq: u64) {
         self.stats.delivered_through(seq).await;
+        if let Some(stream) = &self.stream {
+            stream.delivered_through(seq).await;
+            stream.aggregated_through(seq).await;
+        }
     }
 
     /// Every entry before this is counted here and in every store that is shared.
     pub fn delivered(&self) -> u64 {
         let shared = self.stats.shared_state().map(|shared| shared.delivered());
-        shared.into_iter().fold(self.stats.counted(), u64::min)
+        let stream = self.stream.iter().flat_map(|stream| [stream.events().delivered(), stream.aggregates().delivered()]);
+        shared.into_iter().chain(stream).fold(self.stats.counted(), u64::min)
     }
 
     /// Why a shared store is not fed, while it is not.
     pub fn delivery_fault(&self) -> Option<String> {
-        self.stats.shared_state().and_then(|shared| shared.fault())
+        let shared = self.stats.shared_state().and_then(|shared| shared.fault());
+        shared.or_else(|| self.stream.as_ref()?.events().fault()).or_else(|| self.stream.as_ref()?.aggregates().fault())
     }
 
     /// Closes in the direction of the flow: the journal takes nothing more, the readers finish, the stores are synced.
@@ -96,14 +111,22 @@ impl Core {
     }
 
     async fn close_within(self, deadline: Duration) -> anyhow::Result<()> {
+        let whole = Stopwatch::start();
         let phase = Stopwatch::start();
         self.journal.stop().await;
         log::info!("drain: the journal is closed after {} ms", phase.elapsed().as_millis());
         let phase = Stopwatch::start();
         self.stats.stop(deadline.saturating_sub(phase.elapsed())).await;
         let behind = self.journal.end().saturating_sub(self.stats.counted());
-        self.stats.close().await;
         log::info!("drain: counting ended after {} ms, {behind} entries left", phase.elapsed().as_millis());
+        if let Some(stream) = &self.stream {
+            let phase = Stopwatch::start();
+            stream.stop(deadline.saturating_sub(whole.elapsed())).await;
+            let behind = self.journal.end().saturating_sub(stream.events().delivered());
+            log::info!("drain: the stream ended after {} ms, {behind} entries left", phase.elapsed().as_millis());
+        }
+        // The stream asks the statistics to the end.
+        self.stats.close().await;
         drop(self.lock);
         Ok(())
     }

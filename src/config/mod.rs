@@ -4,6 +4,7 @@
 
 pub mod raw;
 mod redis;
+pub mod stream;
 pub mod units;
 
 use std::collections::HashMap;
@@ -17,6 +18,7 @@ use serde::Deserialize;
 use crate::event::intake::{PrivacyPolicy, Rules, is_site};
 use crate::journal::JournalOptions;
 use crate::stats::{Retention, SharedOptions, StatsOptions};
+use crate::stream::StreamOptions;
 use raw::RawConfig;
 use units::Span;
 
@@ -63,6 +65,8 @@ pub struct Config {
     pub flush_interval: Duration,
     /// Where several instances add up.
     pub shared: Option<SharedOptions>,
+    /// What is handed on to Kafka.
+    pub stream: StreamOptions,
     /// Filter of the log.
     pub log: String,
 }
@@ -284,6 +288,7 @@ fn validate(raw: &RawConfig) -> Result<Config, Vec<(String, String)>> {
             bad("ingest.cors_origins", format!("`{origin}` is no origin like https://shop.example"));
         }
     }
+    let stream = stream::validate(&raw.stream, &mut bad);
     if !errors.is_empty() {
         return Err(errors);
     }
@@ -332,6 +337,7 @@ fn validate(raw: &RawConfig) -> Result<Config, Vec<(String, String)>> {
         },
         flush_interval,
         shared,
+        stream,
         log: raw.log.level.clone(),
     })
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::stream::Stream;
 use super::units::{Bytes, Span, Urls};
 use crate::event::intake::PrivacyPolicy;
 use crate::journal::Durability;
@@ -24,6 +25,8 @@ pub struct RawConfig {
     pub journal: Journal,
     /// How they are counted.
     pub stats: Stats,
+    /// Where it is handed on to.
+    pub stream: Stream,
     /// What is logged.
     pub log: Log,
     /// Settings of single sites.
@@ -44,6 +47,8 @@ macro_rules! section {
         }
     };
 }
+
+pub(super) use section;
 
 section! {
     /// `[server]`

@@ -26,11 +26,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("lifecycle", &[]),
     ("journal", &["event", "actor"]),
     ("stats", &["journal", "event", "actor"]),
-    ("config", &["event", "journal", "stats"]),
-    ("diagnostics", &["journal", "stats", "event", "lifecycle"]),
-    ("http", &["actor", "config", "diagnostics", "event", "journal", "lifecycle", "stats"]),
-    ("app", &["actor", "config", "diagnostics", "event", "http", "journal", "lifecycle", "stats"]),
-    ("cli", &["app", "config", "diagnostics", "event", "journal", "lifecycle", "stats"]),
+    ("stream", &["stats", "journal", "event", "actor"]),
+    ("config", &["event", "journal", "stats", "stream"]),
+    ("diagnostics", &["journal", "stats", "stream", "event", "lifecycle"]),
+    ("http", &["actor", "config", "diagnostics", "event", "journal", "lifecycle", "stats", "stream"]),
+    ("app", &["actor", "config", "diagnostics", "event", "http", "journal", "lifecycle", "stats", "stream"]),
+    ("cli", &["app", "config", "diagnostics", "event", "journal", "lifecycle", "stats", "stream"]),
 ];
 
 /// Rooms that a line of code names, from `crate::room` anywhere and `use crate::{a, b}`.

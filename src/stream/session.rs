@@ -1,0 +1,222 @@
+//! A connection to Kafka that delivers runs of records, each with its cursor, wholly or not at all. Everything in here
+//! blocks and is called off the runtime.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
+
+use super::client::Reports;
+use super::error::reason;
+use super::outgoing::Outgoing;
+use super::{Mode, StreamError, StreamOptions, Topics, topics};
+use crate::clock::Stopwatch;
+
+/// How long one call may block.
+const CALL: Duration = Duration::from_secs(5);
+/// How long it is tried to end a transaction before its outcome is read from Kafka by a new session.
+const PATIENCE: Duration = Duration::from_secs(25);
+/// The number of the cursor's record.
+const CURSOR: usize = usize::MAX;
+
+/// Why a run was not delivered.
+#[derive(Debug)]
+pub enum Failure {
+    /// Nothing of it is in Kafka (in mode idempotent: what is not among these is). Kafka does not want these records: their
+    /// numbers, and why.
+    Refused(Vec<(usize, RDKafkaErrorCode)>),
+    /// Nothing of it is in Kafka; it may be tried again.
+    Aborted(String),
+    /// The session is of no use any more, or does not know what became of the run. A new one reads the cursor.
+    Lost(String),
+}
+
+/// A producer, ready.
+pub struct Session {
+    producer: ThreadedProducer<Reports>,
+    mode: Mode,
+    cursors: Arc<str>,
+    open: bool,
+}
+
+/// Whether Kafka will never take the record.
+fn is_refusal(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::MessageSizeTooLarge
+            | RDKafkaErrorCode::InvalidMessageSize
+            | RDKafkaErrorCode::MessageBatchTooLarge
+            | RDKafkaErrorCode::InvalidTimestamp
+            | RDKafkaErrorCode::InvalidRecord
+            | RDKafkaErrorCode::InvalidDifferentRecord
+            | RDKafkaErrorCode::PolicyViolation
+    )
+}
+
+impl Session {
+    /// Connects, makes sure of the topics, and (in mode transactional) fences off whoever used this id before, whose open
+    /// transaction is aborted.
+    pub fn open(options: &StreamOptions, topics: &Topics, id: &str) -> Result<Self, StreamError> {
+        let config = options.producer(Some(id));
+        let reports = Reports::new(options.mode == Mode::Idempotent);
+        let producer = ThreadedProducer::from_config_and_context(&config, reports)
+            .map_err(|error| StreamError::broker("no producer", &error))?;
+        let handle = tokio::runtime::Handle::try_current().map_err(|_| StreamError::Interrupted)?;
+        handle.block_on(topics::ensure(options, &producer))?;
+        if options.mode == Mode::Transactional {
+            let watch = Stopwatch::start();
+            while let Err(error) = producer.init_transactions(CALL) {
+                let again = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
+                if !again || watch.elapsed() > 2 * CALL {
+                    return Err(StreamError::broker("transactions cannot be begun", &error));
+                }
+            }
+        }
+        Ok(Self { producer, mode: options.mode, cursors: Arc::from(topics.cursors.as_str()), open: false })
+    }
+
+    /// Begins a run.
+    pub fn begin(&mut self) -> Result<(), Failure> {
+        self.producer.context().clear();
+        if self.mode == Mode::Transactional {
+            self.producer.begin_transaction().map_err(|error| Failure::Lost(reason(&error)))?;
+        }
+        self.open = true;
+        Ok(())
+    }
+
+    /// Puts a record into the run.
+    pub fn send(&mut self, number: usize, record: &Outgoing) -> Result<(), Failure> {
+        let headers = record
+            .headers
+            .iter()
+            .fold(OwnedHeaders::new_with_capacity(record.headers.len()), |headers, (key, value)| {
+                headers.insert(Header { key, value: Some(value) })
+            });
+        let mut outgoing = BaseRecord::<[u8], [u8], usize>::with_opaque_to(&record.topic, number)
+            .key(&record.key)
+            .headers(headers)
+            .timestamp(record.timestamp);
+        if let Some(value) = &record.value {
+            outgoing = outgoing.payload(value);
+        }
+        if let Some(partition) = record.partition {
+            outgoing = outgoing.partition(partition);
+        }
+        let watch = Stopwatch::start();
+        loop {
+            let Err((error, back)) = self.producer.send(outgoing) else { return Ok(()) };
+            outgoing = back;
+            match error.rdkafka_error_code() {
+                // The broker is slow, and librdkafka holds as much as it may.
+                Some(RDKafkaErrorCode::QueueFull)
+                    if watch.elapsed() < PATIENCE && !self.producer.context().any_failed() =>
+                {
+                    self.producer.poll(Duration::from_millis(20));
+                }
+                Some(code) if is_refusal(code) => {
+                    self.roll_back()?;
+                    return Err(Failure::Refused(vec![(number, code)]));
+                }
+                _ => return Err(self.abort(&reason(&error))),
+            }
+        }
+    }
+
+    /// Ends the run: after `Ok` all of it is in Kafka with its cursor. `cursor` makes the cursor's record, in mode
+    /// idempotent out of the partitions' ends.
+    pub fn commit(
+        &mut self,
+        events: &str,
+        key: &str,
+        now: crate::clock::UnixMillis,
+        cursor: impl FnOnce(BTreeMap<i32, i64>) -> Vec<u8>,
+    ) -> Result<(), Failure> {
+        if self.mode == Mode::Idempotent {
+            // The cursor must not be there before what it stands for.
+            self.flush()?;
+        }
+        let record = Outgoing {
+            topic: self.cursors.clone(),
+            key: key.as_bytes().to_vec(),
+            value: Some(cursor(self.producer.context().ends(events))),
+            headers: Vec::new(),
+            timestamp: now,
+            partition: Some(0),
+        };
+        self.send(CURSOR, &record)?;
+        self.flush()?;
+        if self.mode == Mode::Transactional {
+            let watch = Stopwatch::start();
+            while let Err(error) = self.producer.commit_transaction(CALL) {
+                match &error {
+                    KafkaError::Transaction(error) if error.txn_requires_abort() => {
+                        return Err(self.abort(&error.code().to_string()));
+                    }
+                    // A time-out: it may be committed or not. The same call asks again.
+                    KafkaError::Transaction(error) if error.is_retriable() && watch.elapsed() < PATIENCE => {}
+                    _ => return Err(Failure::Lost(reason(&error))),
+                }
+            }
+        }
+        self.open = false;
+        Ok(())
+    }
+
+    /// Gives the run up.
+    pub fn abort(&mut self, why: &str) -> Failure {
+        match self.roll_back() {
+            Ok(()) if self.mode == Mode::Transactional => Failure::Aborted(why.to_owned()),
+            // Some of it may be there.
+            Ok(()) => Failure::Lost(why.to_owned()),
+            Err(failure) => failure,
+        }
+    }
+
+    /// Waits until every record is delivered or has failed.
+    fn flush(&mut self) -> Result<(), Failure> {
+        let flushed = self.producer.flush(PATIENCE);
+        let failed = self.producer.context().failed();
+        let refused: Vec<_> =
+            failed.iter().filter(|(number, code)| *number != CURSOR && is_refusal(*code)).copied().collect();
+        let other = failed.iter().find(|(_, code)| !is_refusal(*code) && !is_echo(*code));
+        match (flushed, refused.is_empty(), other) {
+            (Ok(()), true, None) if failed.is_empty() => Ok(()),
+            // In mode idempotent, others that failed may be there or not.
+            (_, false, Some((_, code))) if self.mode == Mode::Idempotent => Err(Failure::Lost(code.to_string())),
+            (Ok(()), false, _) => {
+                self.roll_back()?;
+                Err(Failure::Refused(refused))
+            }
+            (Err(error), _, _) => Err(self.abort(&reason(&error))),
+            (_, _, Some((_, code))) => Err(self.abort(&code.to_string())),
+            (_, _, None) => {
+                let (_, code) = failed[0];
+                Err(self.abort(&format!("the cursor was refused: {code}")))
+            }
+        }
+    }
+
+    fn roll_back(&mut self) -> Result<(), Failure> {
+        if !std::mem::take(&mut self.open) || self.mode == Mode::Idempotent {
+            return Ok(());
+        }
+        let watch = Stopwatch::start();
+        while let Err(error) = self.producer.abort_transaction(CALL) {
+            let again = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
+            if !again || watch.elapsed() > PATIENCE {
+                return Err(Failure::Lost(reason(&error)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What other records of a failed transaction are reported with.
+fn is_echo(code: RDKafkaErrorCode) -> bool {
+    matches!(code, RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight)
+}
