@@ -161,6 +161,7 @@ impl App {
             salts: core.salts.clone(),
             journal: core.journal.clone(),
             stats: core.stats.clone(),
+            stream: core.stream.clone(),
             lifecycle: lifecycle.clone(),
         };
         let server = http::server(state, listener)?;

@@ -107,7 +107,7 @@ pub async fn audit(config: Config, args: TargetArgs) -> anyhow::Result<ExitCode>
         }
         Target::Folder(lock) => {
             let core = Core::open(config, Clock::system(), lock).await?;
-            let audit = audit::audit(&core.journal, &core.stats).await;
+            let audit = audit::audit(&core.journal, &core.stats, core.stream.as_ref()).await;
             core.close().await?;
             serde_json::to_value(audit?)?
         }

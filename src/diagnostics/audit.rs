@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use crate::journal::{Journal, JournalError, SiteTotals, Totals};
 use crate::stats::answers::StoreAudit as StatsBook;
 use crate::stats::{AsOf, AuditTotals, StatsError, StatsHandle};
+use crate::stream::StreamHandle;
 
 /// Both sides of the books.
 #[derive(Debug, Serialize, ToSchema)]
@@ -125,13 +126,20 @@ pub struct Told {
 }
 
 /// Takes the audit of one moment: the journal's books, the stores' a little earlier, and the entries between.
-pub async fn audit(journal: &Journal, stats: &StatsHandle) -> Result<Audit, AuditError> {
+pub async fn audit(
+    journal: &Journal,
+    stats: &StatsHandle,
+    stream: Option<&StreamHandle>,
+) -> Result<Audit, AuditError> {
     let counted = stats.queries().audit().await?;
     let store = told(&counted);
     let mut others = Vec::new();
     if let Some(shared) = stats.shared_audit().await {
         let books = shared.map(|totals| (told(&totals), totals.as_of.offset)).map_err(|error| error.to_string());
         others.push(Told { store: "redis", books });
+    }
+    if let Some(stream) = stream {
+        others.push(Told { store: "kafka", books: super::stream::books(stream) });
     }
     // Later than the stores', so that what lies between can be read.
     let (end, totals) = journal.totals();

@@ -8,6 +8,9 @@ use utoipa::ToSchema;
 use crate::journal::Journal;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::stats::StatsHandle;
+use crate::stream::StreamHandle;
+
+use super::stream::StreamHealth;
 
 /// How a part, or the whole, is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
@@ -36,6 +39,9 @@ pub struct Health {
     /// Where several instances add up, if anywhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     shared: Option<SharedHealth>,
+    /// What is handed on to Kafka, if anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream: Option<StreamHealth>,
 }
 
 /// The journal.
@@ -82,7 +88,7 @@ struct SharedHealth {
 
 impl Health {
     /// Of the server's parts. Reads published numbers only, so that it answers when a part does not.
-    pub fn of(journal: &Journal, stats: &StatsHandle, lifecycle: &Lifecycle) -> Self {
+    pub fn of(journal: &Journal, stats: &StatsHandle, stream: Option<&StreamHandle>, lifecycle: &Lifecycle) -> Self {
         let phase = lifecycle.phase();
         let fault = journal.fault();
         let recovery = journal.recovery();
@@ -107,9 +113,11 @@ impl Health {
             }
         });
         let shared_status = shared.as_ref().map_or(Status::Ok, |shared| shared.status);
+        let stream = stream.map(|stream| StreamHealth::of(stream, journal));
+        let stream_status = stream.as_ref().map_or(Status::Ok, |stream| stream.status);
         let phase_status = if phase == Phase::Ready { Status::Ok } else { Status::Unavailable };
         Self {
-            status: journal_status.max(stats_status).max(shared_status).max(phase_status),
+            status: journal_status.max(stats_status).max(shared_status).max(stream_status).max(phase_status),
             phase: match phase {
                 Phase::Starting => "starting",
                 Phase::Ready => "ready",
@@ -132,6 +140,7 @@ impl Health {
                 restarts: stats.restarts(),
             },
             shared,
+            stream,
         }
     }
 }

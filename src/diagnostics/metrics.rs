@@ -8,24 +8,26 @@ use prometheus::proto::{LabelPair, Metric, MetricFamily, MetricType};
 
 use crate::journal::Journal;
 use crate::stats::{SharedState, StatsHandle};
+use crate::stream::StreamHandle;
 
 /// The collector of the rooms' numbers.
 pub struct Rooms {
     journal: Journal,
     stats: StatsHandle,
+    stream: Option<StreamHandle>,
     describes: Desc,
 }
 
 impl Rooms {
     /// Of these rooms.
-    pub fn new(journal: Journal, stats: StatsHandle) -> prometheus::Result<Self> {
+    pub fn new(journal: Journal, stats: StatsHandle, stream: Option<StreamHandle>) -> prometheus::Result<Self> {
         let describes =
             Desc::new("tidegate_rooms".into(), "Numbers of the rooms".into(), Vec::new(), Default::default())?;
-        Ok(Self { journal, stats, describes })
+        Ok(Self { journal, stats, stream, describes })
     }
 }
 
-fn family(name: &str, help: &str, kind: MetricType, values: &[(&[(&str, &str)], f64)]) -> MetricFamily {
+pub(super) fn family(name: &str, help: &str, kind: MetricType, values: &[(&[(&str, &str)], f64)]) -> MetricFamily {
     let mut family = MetricFamily::default();
     family.set_name(name.to_owned());
     family.set_help(help.to_owned());
@@ -125,6 +127,9 @@ impl Collector for Rooms {
         ];
         if let Some(shared) = self.stats.shared_state() {
             families.extend(shared_store(shared, end));
+        }
+        if let Some(stream) = &self.stream {
+            families.extend(super::stream::families(stream, end));
         }
         families
     }

@@ -3,3 +3,4 @@
 pub mod audit;
 pub mod health;
 pub mod metrics;
+pub mod stream;

@@ -28,6 +28,7 @@ use crate::event::visitor::Salts;
 use crate::journal::Journal;
 use crate::lifecycle::Lifecycle;
 use crate::stats::StatsHandle;
+use crate::stream::StreamHandle;
 
 /// What handlers work with: handles, all cheap to clone.
 #[derive(Clone)]
@@ -42,6 +43,8 @@ pub struct State {
     pub journal: Journal,
     /// The statistics.
     pub stats: StatsHandle,
+    /// The stream, where there is one.
+    pub stream: Option<StreamHandle>,
     /// Ready, or draining.
     pub lifecycle: Lifecycle,
 }
@@ -54,7 +57,7 @@ pub fn share_of_drain(whole: Duration) -> Duration {
 /// The server on a listener; it runs when awaited or spawned.
 pub fn server(state: State, listener: TcpListener) -> anyhow::Result<Server> {
     let registry = prometheus::Registry::new();
-    registry.register(Box::new(Rooms::new(state.journal.clone(), state.stats.clone())?))?;
+    registry.register(Box::new(Rooms::new(state.journal.clone(), state.stats.clone(), state.stream.clone())?))?;
     let metrics = PrometheusMetricsBuilder::new("tidegate")
         .registry(registry)
         .endpoint("/metrics")

@@ -35,7 +35,7 @@ pub async fn live() -> HttpResponse {
 ))]
 #[get("/health/ready")]
 pub async fn ready(state: web::Data<State>) -> HttpResponse {
-    health_answer(&Health::of(&state.journal, &state.stats, &state.lifecycle))
+    health_answer(&Health::of(&state.journal, &state.stats, state.stream.as_ref(), &state.lifecycle))
 }
 
 /// The state of each part.
@@ -45,7 +45,7 @@ pub async fn ready(state: web::Data<State>) -> HttpResponse {
 ))]
 #[get("/health")]
 pub async fn health(state: web::Data<State>) -> HttpResponse {
-    health_answer(&Health::of(&state.journal, &state.stats, &state.lifecycle))
+    health_answer(&Health::of(&state.journal, &state.stats, state.stream.as_ref(), &state.lifecycle))
 }
 
 fn health_answer(found: &Health) -> HttpResponse {
@@ -64,7 +64,7 @@ fn health_answer(found: &Health) -> HttpResponse {
     "as_of": {"offset": 4, "time": "2026-11-23T08:28:14.693Z"}}, "timestamp": 1795422495}))))]
 #[get("/api/v1/audit")]
 pub async fn audit(state: web::Data<State>) -> Result<HttpResponse, ApiError> {
-    let audit = take_audit(&state.journal, &state.stats).await.map_err(|error| {
+    let audit = take_audit(&state.journal, &state.stats, state.stream.as_ref()).await.map_err(|error| {
         log::error!("audit: {error}");
         ApiError::Unavailable(String::from("the audit cannot be taken right now"))
     })?;

@@ -78,7 +78,9 @@ impl Broker {
     /// Every record of a topic, as another client sees them.
     pub fn read(&self, client: &str, topic: &str, isolation: &str) -> Vec<Value> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/read.py");
-        let printed = run(Command::new(python()).arg(script).args([client, &self.address, topic, isolation]));
+        let mut command = Command::new("python3");
+        command.env("PYTHONPATH", clients()).arg(script).args([client, &self.address, topic, isolation]);
+        let printed = run(&mut command);
         printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 }
@@ -91,18 +93,13 @@ impl Drop for Broker {
     }
 }
 
-/// The interpreter that has the clients.
-pub fn python() -> PathBuf {
-    static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    let find = || {
-        if let Some(python) = std::env::var_os("TIDEGATE_TEST_PYTHON") {
-            return PathBuf::from(python);
-        }
-        let target = std::env::var_os("CARGO_TARGET_DIR")
-            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
-        target.join("services/kafka-clients/bin/python")
-    };
-    FOUND.get_or_init(find).clone()
+/// Where scripts/services has put the Python clients.
+pub fn clients() -> PathBuf {
+    let services = std::env::var_os("TIDEGATE_SERVICES")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/services"), PathBuf::from);
+    let found = services.join("kafka-clients");
+    assert!(found.exists(), "{} is missing: please run scripts/services kafka kafka-clients", found.display());
+    found
 }
 
 /// A prefix that no other test has.

@@ -1,12 +1,17 @@
 //! The stream: what was accepted is in Kafka, each event once, as clients see it that are not ours.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidegate::clock::Clock;
 
+use crate::client;
+use crate::crash::{Chance, Load, seed};
 use crate::kafka::{Broker, prefix};
-use crate::support::TestApp;
+use crate::support::{Process, TestApp};
 
 fn settings<'a>(brokers: &'a str, prefix: &'a str) -> Vec<(&'a str, &'a str)> {
     vec![
@@ -139,5 +144,87 @@ fn murmur2_is_javas() {
         ("abc", 479_470_107),
     ] {
         assert_eq!(murmur2(text.as_bytes()) as i32, hash, "{text}");
+    }
+}
+
+/// Tidegate and the broker are killed again and again; then everything in Kafka is compared with what was sent.
+#[actix_web::test]
+async fn kills_of_both_sides_lose_and_double_nothing() {
+    let broker = Arc::new(Mutex::new(Broker::start(&[])));
+    let (address, prefix, seed) = (broker.lock().unwrap().address.clone(), prefix(), seed());
+    println!("seed {seed}");
+    let address = brokers(&address);
+    let mut settings = settings(&address, &prefix);
+    settings.push(("journal.segment_bytes", "64KiB"));
+    settings.push(("journal.max_bytes", "1GiB"));
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let mut chance = Chance(seed | 1);
+    let load = Load::start(3, seed, false);
+    // The broker dies on a schedule of its own.
+    let stop = Arc::new(AtomicBool::new(false));
+    let kills = {
+        let (broker, stop) = (broker.clone(), stop.clone());
+        std::thread::spawn(move || {
+            let mut chance = Chance(seed.rotate_left(7) | 1);
+            let mut kills = 0;
+            while !stop.load(Ordering::SeqCst) || kills < 5 {
+                std::thread::sleep(Duration::from_millis(1500 + chance.below(1500)));
+                let mut broker = broker.lock().unwrap();
+                broker.kill();
+                broker.restart();
+                kills += 1;
+            }
+            kills
+        })
+    };
+    for kill in 0..21 {
+        let server = Process::start(&data, &settings);
+        load.aim(Some(server.address));
+        let life = if kill % 4 == 3 { chance.below(100) } else { 300 + chance.below(1500) };
+        tokio::time::sleep(Duration::from_millis(life)).await;
+        server.kill();
+        load.aim(None);
+    }
+    stop.store(true, Ordering::SeqCst);
+    let server = Process::start(&data, &settings);
+    load.aim(Some(server.address));
+    let sent = load.finish();
+    let kills = actix_web::rt::task::spawn_blocking(move || kills.join().unwrap()).await.unwrap();
+    assert!(kills >= 5, "{kills}");
+    let settled = async || {
+        let health = client::get(&format!("{}/health", server.url)).await.json();
+        health["stream"]["behind"] == 0 && health["stream"]["delivered_through"] != 0
+    };
+    within(60, "all is delivered", settled).await;
+    let export = client::get(&format!("{}/api/v1/export", server.url)).await.text();
+    let mut accepted = BTreeSet::new();
+    for line in export.lines() {
+        accepted.insert(serde_json::from_str::<Value>(line).unwrap()["id"].as_str().unwrap().to_owned());
+    }
+    assert!(accepted.is_superset(&sent.answered) && sent.answered.len() > 500, "{}", sent.answered.len());
+    let topic = format!("{prefix}.events.v1");
+    let events = actix_web::rt::task::spawn_blocking(move || {
+        broker.lock().unwrap().read("confluent-kafka", &topic, "read_committed")
+    });
+    let mut seen: BTreeMap<String, u64> = BTreeMap::new();
+    for event in events.await.unwrap() {
+        *seen.entry(event["headers"]["ce_id"].as_str().unwrap().to_owned()).or_default() += 1;
+    }
+    let double: Vec<_> = seen.iter().filter(|(_, count)| **count > 1).take(5).collect();
+    assert!(double.is_empty(), "in Kafka twice: {double:?}");
+    assert_eq!(seen.len(), accepted.len());
+    assert!(seen.keys().all(|id| accepted.contains(id)));
+    let audit = client::get(&format!("{}/api/v1/audit", server.url)).await.json();
+    assert_eq!(audit["data"]["agree"], true, "{audit}");
+    assert_eq!(audit["data"]["stores"][0]["sites"][0]["store"]["counted"], json!(seen.len()));
+    println!("{} events, {kills} kills of the broker", seen.len());
+}
+
+async fn within(seconds: u64, what: &str, mut done: impl AsyncFnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    while !done().await {
+        assert!(begun.elapsed() < Duration::from_secs(seconds), "not within {seconds} s: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
