@@ -71,7 +71,9 @@ impl Core {
         let pin = config.stream.enabled().then(|| journal.pin(0));
         let stats = stats::start(store, &journal, clock.clone(), &config.stats, config.flush_interval, shared)?;
         let stream = match pin {
-            Some(pin) => Some(stream::start(config.stream.clone(), &journal, pin, &clock)?),
+            Some(pin) => {
+                Some(stream::start(config.stream.clone(), &journal, pin, (&stats, config.stats.retention), &clock)?)
+            }
             None => None,
         };
         Ok(Self { config, clock, salts, journal, stats, stream, lock })

@@ -150,6 +150,7 @@ pub(super) struct Shared {
 pub struct StreamHandle {
     pub(super) shared: Arc<Shared>,
     pub(super) publisher: Supervised<super::publisher::Publisher>,
+    pub(super) aggregates: Supervised<super::aggregate::Aggregates>,
 }
 
 impl StreamHandle {
@@ -197,8 +198,9 @@ impl StreamHandle {
 
     /// How often an actor was made anew, after panics and after failures.
     pub fn restarts_by_cause(&self) -> (u64, u64) {
-        let restarts: &Restarts = self.publisher.restarts();
-        (restarts.panicked.load(Ordering::Relaxed), restarts.failed.load(Ordering::Relaxed))
+        let both = [self.publisher.restarts(), self.aggregates.restarts()];
+        let sum = |read: fn(&Restarts) -> &AtomicU64| both.iter().map(|r| read(r).load(Ordering::Relaxed)).sum();
+        (sum(|restarts| &restarts.panicked), sum(|restarts| &restarts.failed))
     }
 
     /// Delivers what the (closed) journal still has, and ends. What is not done in time waits for the next start: it is in

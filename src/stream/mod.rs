@@ -5,6 +5,7 @@
 //! it takes from the statistics. A [`session::Session`] delivers a run of records wholly or not at all; what it does not know
 //! is read back ([`readback`]), never guessed. A broker that is down is a reader that waits.
 
+mod aggregate;
 mod client;
 mod cursor;
 mod error;
@@ -32,6 +33,8 @@ pub use topics::{Spec, Topics};
 use crate::actor::supervisor::Supervised;
 use crate::clock::Clock;
 use crate::journal::{Journal, Pin};
+use crate::stats::{Retention, StatsHandle};
+use aggregate::Aggregates;
 use handle::Shared;
 use publisher::{Parts, Publisher};
 
@@ -41,7 +44,13 @@ use publisher::{Parts, Publisher};
 ///
 /// # Errors
 /// [`StreamError::Setting`], which names the key.
-pub fn start(options: StreamOptions, journal: &Journal, pin: Pin, clock: &Clock) -> Result<StreamHandle, StreamError> {
+pub fn start(
+    options: StreamOptions,
+    journal: &Journal,
+    pin: Pin,
+    stats: (&StatsHandle, Retention),
+    clock: &Clock,
+) -> Result<StreamHandle, StreamError> {
     publisher::check(&options)?;
     let shared = Arc::new(Shared {
         options,
@@ -54,6 +63,11 @@ pub fn start(options: StreamOptions, journal: &Journal, pin: Pin, clock: &Clock)
     let parts = Parts { journal: journal.clone(), clock: clock.clone(), pin, shared: shared.clone() };
     let arbiter = Arbiter::new();
     let publisher = Supervised::start("publisher", arbiter.handle(), move |life| Publisher::new(life, parts.clone()));
-    shared.aggregates.ended.send_replace(true);
-    Ok(StreamHandle { shared, publisher })
+    // A pin of its own: either may be ahead of the other.
+    let (stats, retention) = (stats.0.clone(), stats.1);
+    let parts = Parts { journal: journal.clone(), clock: clock.clone(), pin: journal.pin(0), shared: shared.clone() };
+    let aggregates = Supervised::start("aggregates", arbiter.handle(), move |life| {
+        Aggregates::new(life, parts.clone(), stats.clone(), retention)
+    });
+    Ok(StreamHandle { shared, publisher, aggregates })
 }

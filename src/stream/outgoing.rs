@@ -144,7 +144,7 @@ impl Maker {
             ("reason", reason.as_bytes().to_vec()),
             (JOURNAL, self.journal.as_bytes().to_vec()),
             (OFFSET, offset.to_string().into_bytes()),
-            ("ce_dataschema", DEAD_LETTER_SCHEMA.as_bytes().to_vec()),
+            ("schema", DEAD_LETTER_SCHEMA.as_bytes().to_vec()),
             ("content-type", b"application/json".to_vec()),
         ];
         Outgoing {

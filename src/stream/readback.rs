@@ -145,3 +145,29 @@ pub fn delivered(
     }
     Ok(found)
 }
+
+/// The keys of a compacted topic that have a value and that `wanted` asks for.
+pub fn live_keys(
+    options: &StreamOptions,
+    topic: &str,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<HashSet<String>, StreamError> {
+    let failed = |error: KafkaError| StreamError::broker("a topic cannot be read", &error);
+    let mut live = HashSet::new();
+    let metadata = consumer(options, true)?.fetch_metadata(Some(topic), CALL).map_err(failed)?;
+    for partition in metadata.topics().first().map_or(&[][..], |topic| topic.partitions()) {
+        let (consumer, low, end) = at_end(options, topic, partition.id())?;
+        if low >= end {
+            continue;
+        }
+        scan(&consumer, topic, partition.id(), low, |message| {
+            let Some(key) = message.key().and_then(|key| std::str::from_utf8(key).ok()) else { return };
+            if message.payload().is_none() {
+                live.remove(key);
+            } else if wanted(key) {
+                live.insert(key.to_owned());
+            }
+        })?;
+    }
+    Ok(live)
+}

@@ -33,7 +33,7 @@ async fn delivered(app: &TestApp) {
     let stream = core.stream.as_ref().unwrap();
     let both = async {
         stream.delivered_through(end).await;
-        //AGG stream.aggregated_through(end).await;
+        stream.aggregated_through(end).await;
     };
     let waited = tokio::time::timeout(std::time::Duration::from_secs(60), both).await;
     let faults = (stream.events().fault(), stream.aggregates().fault());
@@ -227,4 +227,145 @@ async fn within(seconds: u64, what: &str, mut done: impl AsyncFnMut() -> bool) {
         assert!(begun.elapsed() < Duration::from_secs(seconds), "not within {seconds} s: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// What a consumer holds that reads the compacted topic from its start: the last value of each key.
+async fn latest(broker: &'static Broker, prefix: &str) -> BTreeMap<String, Value> {
+    let mut held = BTreeMap::new();
+    for record in read(broker, "confluent-kafka", format!("{prefix}.aggregates.v1.latest")).await {
+        let key = record["key"].as_str().unwrap().to_owned();
+        match record["value"].as_str() {
+            Some(value) => {
+                let value: Value = serde_json::from_str(value).unwrap();
+                let before: Option<Value> = held.insert(key, value.clone());
+                if let Some(before) = before {
+                    assert!(before["revision"].as_u64() <= value["revision"].as_u64(), "{before} then {value}");
+                }
+            }
+            None => drop(held.remove(&key)),
+        }
+    }
+    held
+}
+
+/// The sum of a metric over windows of a size.
+fn sum(held: &BTreeMap<String, Value>, site: &str, size: &str, metric: &str, dimension: Option<&str>) -> Value {
+    let of = held.values().filter(|value| {
+        value["site"] == site
+            && value["window_size"] == size
+            && value["metric"] == metric
+            && value["dimension"]["name"].as_str() == dimension
+    });
+    let mut sums: BTreeMap<String, u64> = BTreeMap::new();
+    for value in of {
+        let name = value["dimension"]["value"].as_str().unwrap_or("");
+        *sums.entry(name.to_owned()).or_default() += value["value"].as_u64().unwrap();
+    }
+    if dimension.is_none() { json!(sums.get("").copied().unwrap_or(0)) } else { json!(sums) }
+}
+
+#[actix_web::test]
+async fn who_reads_the_latest_aggregates_holds_what_the_api_says() {
+    let (broker, prefix) = (Broker::shared(), prefix());
+    // Half past twelve, so that hours and days are not torn by the events' times; long ago, because a broker refuses what
+    // lies in its future.
+    let today = Clock::system().now();
+    let day = today - today.rem_euclid(86_400_000) - 100 * 86_400_000;
+    let noon = day + 45_000_000;
+    let clock = Clock::manual(noon + 30_000);
+    let brokers = brokers(&broker.address);
+    let app = TestApp::with(&settings(&brokers, &prefix), clock.clone()).await;
+    let agent = [("user-agent", "Googlebot/2.1 (+http://www.google.com/bot.html)")];
+    let post = async |minute: i64, user: u32, event: Value| {
+        let mut event = event;
+        event["timestamp"] = json!(noon - minute * 60_000);
+        event["sent_at"] = json!(noon);
+        event["user_id"] = json!(format!("u{user}"));
+        event["session_id"] = json!(format!("s{user}-{minute}"));
+        assert_eq!(app.post(event.to_string()).await.status, 202);
+    };
+    for n in 0..40_u32 {
+        let page = format!("https://shop.example/p/{}", n % 5);
+        post(i64::from(n % 20), n % 9, json!({"url": page, "referrer": "https://news.example/x"})).await;
+        post(i64::from(n % 3), n % 4, json!({"type": "buy"})).await;
+        if n % 8 == 0 {
+            client::post(&format!("{}/api/v1/events", app.url), &agent, br#"{"url":"/bot"}"#.to_vec()).await;
+            delivered(&app).await;
+        }
+    }
+    delivered(&app).await;
+    let held = latest(broker, &prefix).await;
+    let summary = app.data("/api/v1/stats/summary?from=-1d").await;
+    for size in ["minute", "hour", "day"] {
+        assert_eq!(sum(&held, "default", size, "page_views", None), summary["page_views"], "{size}");
+        assert_eq!(sum(&held, "default", size, "bots", None), summary["bots"]);
+        assert_eq!(sum(&held, "default", size, "bots", Some("reason")), summary["bot_reasons"]);
+        assert_eq!(sum(&held, "default", size, "events", Some("type")), summary["events"]);
+        let pages = sum(&held, "default", size, "page_views", Some("page"));
+        for item in app.data("/api/v1/stats/pages?from=-1d").await["items"].as_array().unwrap() {
+            assert_eq!(pages[item["url"].as_str().unwrap()], item["views"], "{size} {item}");
+        }
+        let referrers = sum(&held, "default", size, "page_views", Some("referrer"));
+        assert_eq!(referrers["news.example"], 40, "{referrers}");
+    }
+    // The day's visitors and sessions are those of the range, as it lies in one day.
+    assert_eq!(sum(&held, "default", "day", "unique_visitors", None), summary["unique_visitors"]);
+    assert_eq!(sum(&held, "default", "day", "sessions", None), summary["sessions"]);
+    assert!(held.values().all(|value| value["exact"] == true));
+    let find = |held: &BTreeMap<String, Value>, size: &str, start: i64| {
+        let start = tidegate::clock::rfc3339(start);
+        let found = held.values().find(|v| {
+            v["window_size"] == size
+                && v["window_start"] == json!(start)
+                && v["metric"] == "page_views"
+                && v["dimension"].is_null()
+        });
+        found.cloned().unwrap_or(Value::Null)
+    };
+    // Windows become final when nothing comes any more.
+    let before = find(&held, "minute", noon - 60_000);
+    assert_eq!(before["final"], false);
+    clock.advance(Duration::from_secs(600));
+    let now_final = async || find(&latest(broker, &prefix).await, "minute", noon)["final"] == true;
+    within(30, "the minutes are final", now_final).await;
+    let held = latest(broker, &prefix).await;
+    let settled = find(&held, "minute", noon - 60_000);
+    assert_eq!((&settled["final"], &settled["value"]), (&json!(true), &before["value"]));
+    assert!(settled["revision"].as_u64() > before["revision"].as_u64());
+    assert_eq!(find(&held, "day", day)["final"], false);
+    // A late event raises the revision of what was final.
+    let sent = noon + 600_000;
+    let late =
+        json!({"url": "https://shop.example/p/1", "timestamp": noon - 60_000, "sent_at": sent, "user_id": "late"});
+    assert_eq!(app.post(late.to_string()).await.status, 202);
+    delivered(&app).await;
+    let held = latest(broker, &prefix).await;
+    let corrected = find(&held, "minute", noon - 60_000);
+    assert_eq!((&corrected["final"], &corrected["late"]), (&json!(true), &json!(1)));
+    assert_eq!(corrected["value"].as_u64(), settled["value"].as_u64().map(|value| value + 1));
+    assert!(corrected["revision"].as_u64() > settled["revision"].as_u64());
+    assert_eq!(find(&held, "day", day)["late"], 0);
+    // A restart forgets nothing of it.
+    let folder = app.stop().await;
+    let app = TestApp::on(folder, &settings(&brokers, &prefix), clock.clone()).await;
+    assert_eq!(app.post(late.to_string()).await.status, 202);
+    delivered(&app).await;
+    assert_eq!(find(&latest(broker, &prefix).await, "minute", noon - 60_000)["late"], 2);
+    // Shortly before the store drops the minutes, tombstones go out; hours and days stay.
+    clock.set(noon + 2 * 86_400_000 + 600_000);
+    let gone = async || latest(broker, &prefix).await.values().all(|value| value["window_size"] != "minute");
+    within(30, "the minutes are deleted", gone).await;
+    let held = latest(broker, &prefix).await;
+    assert_eq!(sum(&held, "default", "day", "page_views", None), json!(42));
+    assert_eq!(sum(&held, "default", "hour", "page_views", None), json!(42));
+    // What is dropped while no server runs is deleted by the next that does.
+    let folder = app.stop().await;
+    clock.set(noon + 92 * 86_400_000);
+    let app = TestApp::on(folder, &settings(&brokers, &prefix), clock.clone()).await;
+    app.post(r#"{"url":"/now"}"#).await;
+    delivered(&app).await;
+    let held = latest(broker, &prefix).await;
+    assert_eq!(sum(&held, "default", "hour", "page_views", None), json!(1));
+    assert_eq!(sum(&held, "default", "day", "page_views", None), json!(43));
+    app.stop().await;
 }
