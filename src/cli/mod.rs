@@ -1,8 +1,9 @@
-//! The command line: `serve` (the default), `check`, `import`, `export`, `audit`, `drain`.
+//! The command line: `serve` (the default), `check`, `import`, `export`, `audit`, `drain`, `tail`.
 
 mod drain;
 mod export;
 mod import;
+mod tail;
 mod target;
 
 use std::path::PathBuf;
@@ -51,6 +52,8 @@ enum Command {
     Audit(target::TargetArgs),
     /// Deliver what a dead instance's journal still holds to the stores it shared with others.
     Drain(drain::DrainArgs),
+    /// Show the records of a Kafka topic as they come.
+    Tail(tail::TailArgs),
 }
 
 #[derive(Clone, Debug, Default, Args)]
@@ -137,6 +140,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Export(args)) => {
             let config = load(&data(&cli.serve, &args.target.data))?;
             in_system(&config.clone(), export::run(config, args))
+        }
+        Some(Command::Tail(args)) => {
+            let config = load(&cli.serve)?;
+            in_system(&config.clone(), tail::run(config, args))
         }
         Some(Command::Audit(args)) => {
             let config = load(&data(&cli.serve, &args.data))?;

@@ -14,7 +14,7 @@ use super::{assets, ingest, live, operate, statistics};
     paths(
         ingest::events, ingest::pixel, ingest::import, assets::tracker, statistics::realtime, statistics::summary,
         statistics::timeseries, statistics::pages, statistics::referrers, statistics::events, live::live,
-        assets::dashboard, assets::dashboard_file, operate::visitor_events, operate::audit, operate::export,
+        assets::dashboard, assets::dashboard_file, operate::visitor_events, operate::audit, operate::export, operate::schema,
         operate::live, operate::ready, operate::health, metrics, document,
     ),
     modifiers(&Bearer),

@@ -72,6 +72,21 @@ pub async fn audit(state: web::Data<State>) -> Result<HttpResponse, ApiError> {
     Ok(HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-store")).json(answer))
 }
 
+/// The JSON Schema of what goes to Kafka: `events.v1.json`, `aggregates.v1.json` or `dead-letter.v1.json`.
+#[utoipa::path(tag = "operate", params(("name" = String, Path, example = "events.v1.json")), responses(
+    (status = 200, description = "JSON Schema 2020-12", content_type = "application/schema+json", body = Object,
+        example = json!({"$id": "/schemas/events.v1.json", "type": "object"})),
+    (status = 404, description = "There is no such schema", body = ErrorEnvelope),
+))]
+#[get("/schemas/{name}")]
+pub async fn schema(name: web::Path<String>) -> Result<HttpResponse, ApiError> {
+    let text = crate::stream::schema::schema(&name).ok_or(ApiError::NotFound("there is no such schema"))?;
+    Ok(HttpResponse::Ok()
+        .insert_header((header::CONTENT_TYPE, "application/schema+json"))
+        .insert_header((header::CACHE_CONTROL, "public, max-age=3600"))
+        .body(text))
+}
+
 /// What to export.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]

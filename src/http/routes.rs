@@ -35,6 +35,7 @@ pub fn configure(app: &mut ServiceConfig, state: &web::Data<State>) {
         .service(operate::visitor_events)
         .service(operate::audit)
         .service(operate::export)
+        .service(operate::schema)
         .service(operate::live)
         .service(operate::ready)
         .service(operate::health)

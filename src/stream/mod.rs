@@ -14,7 +14,9 @@ mod options;
 mod outgoing;
 mod publisher;
 mod readback;
+pub mod schema;
 mod session;
+mod tail;
 mod topics;
 mod worker;
 
@@ -28,6 +30,7 @@ pub use cursor::{Book, Books, Cursor, known_code};
 pub use error::StreamError;
 pub use handle::{Lane, StreamHandle};
 pub use options::{Compression, Mode, Secret, StreamOptions};
+pub use tail::{Tail, Taken};
 pub use topics::{Spec, Topics};
 
 use crate::actor::supervisor::Supervised;

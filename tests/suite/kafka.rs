@@ -107,3 +107,16 @@ pub fn prefix() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
+
+/// Validates lines of JSON against one of the repository's schemas by another's implementation, and counts them.
+pub fn validate(schema: &str, lines: &str) -> usize {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let input = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(input.path(), lines).unwrap();
+    let mut command = Command::new("python3");
+    command
+        .env("PYTHONPATH", clients())
+        .arg(root.join("tests/clients/validate.py"))
+        .arg(root.join("schemas").join(schema));
+    run(command.stdin(std::fs::File::open(input.path()).unwrap())).trim().parse().unwrap()
+}

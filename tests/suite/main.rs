@@ -9,6 +9,7 @@ mod client;
 mod crash;
 mod kafka;
 mod overload;
+mod proxy;
 mod real_input;
 mod services;
 mod shared;

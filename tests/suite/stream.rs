@@ -11,6 +11,7 @@ use tidegate::clock::Clock;
 use crate::client;
 use crate::crash::{Chance, Load, seed};
 use crate::kafka::{Broker, prefix};
+use crate::proxy::Proxy;
 use crate::support::{Process, TestApp};
 
 fn settings<'a>(brokers: &'a str, prefix: &'a str) -> Vec<(&'a str, &'a str)> {
@@ -368,4 +369,241 @@ async fn who_reads_the_latest_aggregates_holds_what_the_api_says() {
     assert_eq!(sum(&held, "default", "hour", "page_views", None), json!(1));
     assert_eq!(sum(&held, "default", "day", "page_views", None), json!(43));
     app.stop().await;
+}
+
+/// The ids in the topic of events, which must all be different.
+fn ids(events: &[Value]) -> BTreeSet<String> {
+    let ids: Vec<String> = events.iter().map(|e| e["headers"]["ce_id"].as_str().unwrap().to_owned()).collect();
+    let set: BTreeSet<String> = ids.iter().cloned().collect();
+    assert_eq!(set.len(), ids.len(), "an event is in Kafka twice");
+    set
+}
+
+async fn post_events(app: &TestApp, from: u32, to: u32) {
+    for n in from..to {
+        let event = json!({"type": "click", "id": format!("e{n}"), "user_id": format!("u{}", n % 11)});
+        assert_eq!(app.post(event.to_string()).await.status, 202);
+    }
+}
+
+#[actix_web::test]
+async fn a_broker_that_is_away_is_no_ingest_outage() {
+    let mut broker = Broker::start(&[]);
+    let (prefix, address) = (prefix(), brokers(&broker.address));
+    broker.kill();
+    let mut with = settings(&address, &prefix);
+    with.push(("stream.create_topics", "false"));
+    let app = TestApp::with(&with, Clock::system()).await;
+    post_events(&app, 0, 50).await;
+    app.counted().await;
+    assert_eq!(app.get("/health/ready").await.status, 200);
+    let degraded = async || app.get("/health").await.json()["stream"]["reason"].is_string();
+    within(20, "health says why", degraded).await;
+    let health = app.get("/health").await.json();
+    assert_eq!((&health["status"], &health["stream"]["status"]), (&json!("degraded"), &json!("degraded")), "{health}");
+    assert_eq!(health["stream"]["delivered_through"], 0);
+    assert!(!health.to_string().contains(&broker.address), "no addresses: {health}");
+    // It comes back, but has no topics, and Tidegate may create none: it says with which commands to.
+    broker.restart();
+    let reason = async || app.get("/health").await.json()["stream"]["reason"].as_str().unwrap_or("").to_owned();
+    within(30, "health has the commands", async || reason().await.contains("kafka-topics.sh")).await;
+    let said = reason().await;
+    let commands: Vec<&str> = said.split("kafka-topics.sh --bootstrap-server BROKER ").skip(1).collect();
+    assert_eq!(commands.len(), 5, "{said}");
+    for command in commands {
+        let words: Vec<&str> = command.trim_end_matches([';', ' ']).split_whitespace().collect();
+        broker.tool("kafka-topics", &words);
+    }
+    delivered(&app).await;
+    let described = broker.tool("kafka-topics", &["--describe"]);
+    let of = |topic: &str| described.lines().find(|l| l.contains(&format!("Topic: {prefix}.{topic}\t"))).unwrap_or("");
+    assert!(of("events.v1").contains("PartitionCount: 3") && of("events.v1").contains("retention.ms=604800000"));
+    assert!(of("aggregates.v1.latest").contains("cleanup.policy=compact"), "{described}");
+    assert!(of("cursors").contains("PartitionCount: 1\t") && of("cursors").contains("cleanup.policy=compact"));
+    // And away for a while, in the middle of things.
+    broker.kill();
+    post_events(&app, 50, 200).await;
+    app.counted().await;
+    broker.restart();
+    post_events(&app, 200, 220).await;
+    delivered(&app).await;
+    assert_eq!(ids(&broker.read("confluent-kafka", &format!("{prefix}.events.v1"), "read_committed")).len(), 220);
+    assert_eq!(app.get("/health").await.json()["stream"]["status"], "ok");
+    let metrics = app.get("/metrics").await.text();
+    assert!(metrics.contains("tidegate_stream_behind{reader=\"events\"} 0"), "{metrics}");
+    // Kafka's own consumer, as a person would start it.
+    let topic = format!("{prefix}.events.v1");
+    let arguments =
+        ["--topic", &topic, "--from-beginning", "--isolation-level", "read_committed", "--max-messages", "220"];
+    let console = broker.tool("kafka-console-consumer", &arguments);
+    assert_eq!(console.lines().filter(|line| line.starts_with('{')).count(), 220);
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn what_kafka_refuses_goes_to_the_dead_letters_and_the_rest_goes_on() {
+    let (broker, prefix) = (Broker::shared(), prefix());
+    let address = brokers(&broker.address);
+    // The broker takes less than Tidegate knows: some are refused here, and some there.
+    let topic = format!("{prefix}.events.v1");
+    let config = "max.message.bytes=6000";
+    let create = ["--create", "--topic", &topic, "--partitions", "3", "--replication-factor", "1", "--config", config];
+    broker.tool("kafka-topics", &create);
+    let mut with = settings(&address, &prefix);
+    with.extend([
+        ("stream.max_message_bytes", "16KiB"),
+        ("stream.compression", "none"),
+        ("stream.flush_interval", "300ms"),
+    ]);
+    let app = TestApp::with(&with, Clock::system()).await;
+    let data =
+        |seed: u32| -> String { (0..7000_u32).map(|n| char::from(b'a' + (n * (seed + 3) % 26) as u8)).collect() };
+    let long = "x".repeat(2000);
+    for n in 0..60_u32 {
+        let mut event = json!({"type": "click", "id": format!("e{n}"), "user_id": format!("u{n}")});
+        if n % 20 == 7 {
+            event["data"] = json!({"a": data(n)});
+        } else if n == 30 {
+            // Escapes make it longer than 16 KiB.
+            event["data"] = json!({"a": "y".repeat(7900)});
+            event["url"] = json!(format!("https://shop.example/{}", "u".repeat(2000)));
+            event["referrer"] = json!(format!("https://a.example/{long}"));
+            event["title"] = json!("\u{1}".repeat(500));
+        }
+        let answer = app.post(event.to_string()).await;
+        assert_eq!((answer.status, &answer.json()["data"]["accepted"]), (202, &json!(1)), "{}", answer.text());
+    }
+    delivered(&app).await;
+    let found = ids(&read(broker, "confluent-kafka", topic).await);
+    let refused: BTreeSet<String> = ["e7", "e27", "e47", "e30"].map(String::from).into();
+    assert_eq!(found.len(), 56, "{found:?}");
+    assert!(found.is_disjoint(&refused));
+    let letters = read(broker, "kafka-python", format!("{prefix}.dead-letter.v1")).await;
+    let mut dead = BTreeSet::new();
+    for letter in &letters {
+        let value: Value = serde_json::from_str(letter["value"].as_str().unwrap()).unwrap();
+        assert_eq!(letter["headers"]["reason"], "too_large");
+        assert_eq!((&value["reason"], &value["truncated"]), (&json!("too_large"), &json!(true)));
+        assert_eq!(letter["headers"]["tidegate-offset"], json!(value["offset"].to_string()));
+        let begin = value["value"].as_str().unwrap().split('"').nth(3).unwrap().to_owned();
+        dead.insert(begin);
+    }
+    assert_eq!(dead, refused);
+    let health = app.get("/health").await.json();
+    assert_eq!((&health["stream"]["dead_letters"], &health["stream"]["status"]), (&json!(4), &json!("ok")), "{health}");
+    let audit = app.data("/api/v1/audit").await;
+    assert_eq!((&audit["agree"], &audit["kafka"][0]["store"]["counted"]), (&json!(true), &json!(60)));
+    // The schemas are true of what is there.
+    for (schema, topic) in [
+        ("events.v1.json", "events.v1"),
+        ("aggregates.v1.json", "aggregates.v1.updates"),
+        ("aggregates.v1.json", "aggregates.v1.latest"),
+        ("dead-letter.v1.json", "dead-letter.v1"),
+    ] {
+        let records = read(broker, "confluent-kafka", format!("{prefix}.{topic}")).await;
+        let values = records.iter().filter_map(|record| record["value"].as_str());
+        let lines: String = values.map(|value| format!("{value}\n")).collect();
+        assert!(crate::kafka::validate(schema, &lines) >= 4, "{topic}");
+        let served = app.get(&format!("/schemas/{schema}")).await;
+        assert_eq!((served.status, served.header("content-type")), (200, Some("application/schema+json")));
+        assert_eq!(served.json()["$id"], json!(format!("/schemas/{schema}")));
+    }
+    assert_eq!(app.get("/schemas/nosuch.json").await.status, 404);
+    // And a person at a terminal sees them.
+    let tail = async |topic: &str, more: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        command.env("TIDEGATE__STREAM__BROKERS", &address).env("TIDEGATE__STREAM__TOPIC_PREFIX", &prefix);
+        command.args(["tail", "--from-beginning", "--topic", topic]).args(more);
+        let output = actix_web::rt::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let lines = tail("events", &["--limit", "5"]).await;
+    assert!(lines.lines().count() == 5 && lines.contains("click") && !lines.contains('\u{1b}'), "{lines}");
+    let lines = tail("dead-letter", &["--limit", "4"]).await;
+    assert_eq!(lines.matches("too_large").count(), 4, "{lines}");
+    let lines = tail("latest", &["--limit", "3", "--json", "--site", "default"]).await;
+    for line in lines.lines() {
+        assert_eq!(serde_json::from_str::<Value>(line).unwrap()["value"]["site"], "default");
+    }
+    app.stop().await;
+}
+
+#[test]
+fn a_tail_without_kafka_says_what_to_set() {
+    let (code, _, stderr) = crate::support::run(&["tail"]);
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("brokers = [\"host:9092\"]"), "{stderr}");
+}
+
+#[actix_web::test]
+async fn a_connection_that_loses_answers_doubles_nothing() {
+    let proxy = Proxy::start();
+    let advertised = format!("advertised.listeners=PLAINTEXT://{}", proxy.address);
+    let broker = Broker::start(&[&advertised]);
+    proxy.aim(broker.address.parse().unwrap());
+    let (prefix, address) = (prefix(), brokers(&proxy.address.to_string()));
+    let app = TestApp::with(&settings(&address, &prefix), Clock::system()).await;
+    post_events(&app, 0, 20).await;
+    delivered(&app).await;
+    let mut chance = Chance(seed() | 1);
+    let mut sent = 20;
+    for round in 0..12 {
+        match round % 3 {
+            0 => proxy.swallow(true),
+            1 => proxy.delay(chance.below(60)),
+            _ => {}
+        }
+        let more = 20 + chance.below(60) as u32;
+        post_events(&app, sent, sent + more).await;
+        sent += more;
+        tokio::time::sleep(Duration::from_millis(chance.below(250))).await;
+        proxy.swallow(false);
+        proxy.delay(0);
+        proxy.cut();
+    }
+    delivered(&app).await;
+    assert!(proxy.swallowed.load(Ordering::SeqCst) > 0, "no answer was swallowed");
+    let events = broker.read("confluent-kafka", &format!("{prefix}.events.v1"), "read_committed");
+    assert_eq!(ids(&events).len(), sent as usize);
+    let audit = app.data("/api/v1/audit").await;
+    assert_eq!((&audit["agree"], &audit["kafka"][0]["store"]["counted"]), (&json!(true), &json!(sent)));
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn mode_idempotent_goes_on_after_what_is_there() {
+    let (broker, prefix, seed) = (Broker::shared(), prefix(), seed());
+    println!("seed {seed}");
+    let address = brokers(&broker.address);
+    let mut with = settings(&address, &prefix);
+    with.push(("stream.mode", "idempotent"));
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let mut chance = Chance(seed | 1);
+    let load = Load::start(2, seed, true);
+    for _ in 0..5 {
+        let server = Process::start(&data, &with);
+        load.aim(Some(server.address));
+        let health = async || client::get(&format!("{}/health", server.url)).await.json();
+        // Killed when something is on its way.
+        within(20, "the stream runs", async || health().await["stream"]["delivered_through"].as_u64() > Some(0)).await;
+        tokio::time::sleep(Duration::from_millis(chance.below(200))).await;
+        server.kill();
+        load.aim(None);
+        // What the dead process has sent arrives, or not, before its successor looks.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let server = Process::start(&data, &with);
+    load.aim(Some(server.address));
+    let sent = load.finish();
+    let settled = async || client::get(&format!("{}/health", server.url)).await.json()["stream"]["behind"] == 0;
+    within(30, "all is delivered", settled).await;
+    let found = ids(&read(broker, "confluent-kafka", format!("{prefix}.events.v1")).await);
+    assert!(found.is_superset(&sent.answered) && sent.answered.len() > 100);
+    let audit = client::get(&format!("{}/api/v1/audit", server.url)).await.json();
+    assert_eq!(
+        (&audit["data"]["agree"], &audit["data"]["kafka"][0]["store"]["counted"]),
+        (&json!(true), &json!(found.len()))
+    );
 }
