@@ -18,6 +18,11 @@
 //! `GET realtime` reads a published snapshot ([`stats::LiveReader`]), without a mailbox and without the store. Ranges and
 //! lists are read from SQLite by a pool of its own ([`stats::Queries`]). Both say through which entry they count.
 //!
+//! # The path to Kafka
+//!
+//! [`stream`] has two further readers of the journal: one hands on events, one the numbers of the windows they touched. Their
+//! cursors lie in Kafka, in the transaction of what they stand for.
+//!
 //! # The life of the process
 //!
 //! [`cli`] reads the command, [`config`] what it runs with, [`app`] puts the rooms together and takes them apart again in

@@ -13,6 +13,9 @@ use super::session::Failure;
 use super::{StreamOptions, Topics};
 use crate::actor::supervisor::{Restarts, Supervised};
 
+/// How long a stop waits for a Kafka that is away.
+const AWAY: Duration = Duration::from_secs(3);
+
 /// What one of the stream's two readers publishes.
 #[derive(Debug)]
 pub struct Lane {
@@ -207,6 +210,9 @@ impl StreamHandle {
     /// the journal.
     pub async fn stop(&self, deadline: Duration) {
         self.shared.stop.send_replace(true);
+        // While Kafka is away there is little to wait for.
+        let away = self.events().fault().or_else(|| self.aggregates().fault()).is_some();
+        let deadline = if away { deadline.min(AWAY) } else { deadline };
         let ended = async {
             for lane in [&self.shared.events, &self.shared.aggregates] {
                 let _ = lane.ended.subscribe().wait_for(|ended| *ended).await;

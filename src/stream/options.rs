@@ -210,7 +210,8 @@ impl StreamOptions {
             .set("partitioner", "murmur2_random")
             .set("compression.type", self.compression.as_str())
             .set("linger.ms", self.linger.as_millis().to_string())
-            .set("message.max.bytes", self.max_message_bytes.to_string())
+            // The cursor, with books of many sites, may be larger than events are allowed to be.
+            .set("message.max.bytes", self.max_message_bytes.max(1_000_000).to_string())
             .set("batch.size", batch.to_string())
             .set("queue.buffering.max.messages", "100000")
             .set("queue.buffering.max.kbytes", "65536")

@@ -1,5 +1,6 @@
 //! Records as they go out: an event in CloudEvents' binary mode, and what stands in for one that Kafka refused. Pure.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -35,7 +36,7 @@ pub struct Outgoing {
     /// Its value; `None` is a tombstone.
     pub value: Option<Vec<u8>>,
     /// Its headers.
-    pub headers: Vec<(&'static str, Vec<u8>)>,
+    pub headers: Vec<(&'static str, Cow<'static, [u8]>)>,
     /// When it happened.
     pub timestamp: UnixMillis,
     /// Where in the topic; `None` is by key.
@@ -48,6 +49,15 @@ impl Outgoing {
         let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + HEADER).sum();
         OVERHEAD + self.key.len() + self.value.as_ref().map_or(0, Vec::len) + headers
     }
+}
+
+/// A header's value that is always the same.
+pub fn fixed(text: &'static str) -> Cow<'static, [u8]> {
+    Cow::Borrowed(text.as_bytes())
+}
+
+fn own(text: &str) -> Cow<'static, [u8]> {
+    Cow::Owned(text.as_bytes().to_vec())
 }
 
 /// Makes records out of a journal's entries.
@@ -96,15 +106,15 @@ impl Maker {
         }
         let source = format!("/tidegate/{}/{}", self.journal, event.site);
         let headers = vec![
-            ("ce_specversion", b"1.0".to_vec()),
-            ("ce_id", record.id.as_bytes().to_vec()),
-            ("ce_type", event.event_type.as_bytes().to_vec()),
-            ("ce_source", source.into_bytes()),
-            ("ce_time", record.timestamp.clone().into_bytes()),
-            ("ce_dataschema", EVENT_SCHEMA.as_bytes().to_vec()),
-            ("content-type", b"application/json".to_vec()),
-            (JOURNAL, self.journal.as_bytes().to_vec()),
-            (OFFSET, offset.to_string().into_bytes()),
+            ("ce_specversion", fixed("1.0")),
+            ("ce_id", own(record.id.as_ref())),
+            ("ce_type", own(event.event_type)),
+            ("ce_source", Cow::Owned(source.into_bytes())),
+            ("ce_time", own(&record.timestamp)),
+            ("ce_dataschema", fixed(EVENT_SCHEMA)),
+            ("content-type", fixed("application/json")),
+            (JOURNAL, own(&self.journal)),
+            (OFFSET, Cow::Owned(offset.to_string().into_bytes())),
         ];
         Outgoing {
             topic: self.events.clone(),
@@ -141,11 +151,11 @@ impl Maker {
             failed_at: rfc3339(now),
         };
         let headers = vec![
-            ("reason", reason.as_bytes().to_vec()),
-            (JOURNAL, self.journal.as_bytes().to_vec()),
-            (OFFSET, offset.to_string().into_bytes()),
-            ("schema", DEAD_LETTER_SCHEMA.as_bytes().to_vec()),
-            ("content-type", b"application/json".to_vec()),
+            ("reason", own(reason)),
+            (JOURNAL, own(&self.journal)),
+            (OFFSET, Cow::Owned(offset.to_string().into_bytes())),
+            ("schema", fixed(DEAD_LETTER_SCHEMA)),
+            ("content-type", fixed("application/json")),
         ];
         Outgoing {
             topic: self.dead_letter.clone(),
@@ -186,7 +196,7 @@ mod tests {
 
     fn header(record: &Outgoing, name: &str) -> String {
         let (_, value) = record.headers.iter().find(|(n, _)| *n == name).expect(name);
-        String::from_utf8(value.clone()).unwrap()
+        String::from_utf8(value.to_vec()).unwrap()
     }
 
     #[test]

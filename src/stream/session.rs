@@ -20,6 +20,8 @@ use crate::clock::Stopwatch;
 const CALL: Duration = Duration::from_secs(5);
 /// How long it is tried to end a transaction before its outcome is read from Kafka by a new session.
 const PATIENCE: Duration = Duration::from_secs(25);
+/// How long it is waited for deliveries before it is looked for failures.
+const SLICE: Duration = Duration::from_millis(50);
 /// The number of the cursor's record.
 const CURSOR: usize = usize::MAX;
 
@@ -95,7 +97,7 @@ impl Session {
             .headers
             .iter()
             .fold(OwnedHeaders::new_with_capacity(record.headers.len()), |headers, (key, value)| {
-                headers.insert(Header { key, value: Some(value) })
+                headers.insert(Header { key, value: Some(value.as_ref()) })
             });
         let mut outgoing = BaseRecord::<[u8], [u8], usize>::with_opaque_to(&record.topic, number)
             .key(&record.key)
@@ -118,9 +120,16 @@ impl Session {
                 {
                     self.producer.poll(Duration::from_millis(20));
                 }
+                Some(code) if is_refusal(code) && number == CURSOR => {
+                    return Err(self.abort(&format!("the cursor's record is refused: {code}")));
+                }
                 Some(code) if is_refusal(code) => {
                     self.roll_back()?;
                     return Err(Failure::Refused(vec![(number, code)]));
+                }
+                // A record before it has failed, and with it the transaction: that one is to blame.
+                _ if self.producer.context().any_failed() => {
+                    return Err(self.flush().err().unwrap_or_else(|| Failure::Lost(reason(&error))));
                 }
                 _ => return Err(self.abort(&reason(&error))),
             }
@@ -179,7 +188,16 @@ impl Session {
 
     /// Waits until every record is delivered or has failed.
     fn flush(&mut self) -> Result<(), Failure> {
-        let flushed = self.producer.flush(PATIENCE);
+        let watch = Stopwatch::start();
+        let flushed = loop {
+            match self.producer.flush(SLICE) {
+                Ok(()) => break Ok(()),
+                // What else is in a transaction that has failed stays in the queue until it is aborted.
+                Err(_) if self.mode == Mode::Transactional && self.producer.context().any_failed() => break Ok(()),
+                Err(error) if watch.elapsed() > PATIENCE => break Err(error),
+                Err(_) => {}
+            }
+        };
         let failed = self.producer.context().failed();
         let refused: Vec<_> =
             failed.iter().filter(|(number, code)| *number != CURSOR && is_refusal(*code)).copied().collect();

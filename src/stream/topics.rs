@@ -88,6 +88,9 @@ impl Spec {
         };
         let mut cursors = compacted("3600000");
         cursors.push(("segment.bytes", String::from("16777216")));
+        // Books of many sites take their place.
+        cursors.retain(|(key, _)| *key != "max.message.bytes");
+        cursors.push(("max.message.bytes", (options.max_message_bytes.max(1_000_000) + 1024).to_string()));
         vec![
             spec(topics.events, options.partitions, kept(options.events_retention)),
             spec(topics.updates, options.partitions, kept(options.updates_retention)),

@@ -15,7 +15,7 @@ use crate::stats::rollup::Rollup;
 use crate::stats::uniques::Uniques;
 use crate::stats::{AsOf, OTHER};
 use crate::stream::Topics;
-use crate::stream::outgoing::{AGGREGATE_SCHEMA, Outgoing};
+use crate::stream::outgoing::{AGGREGATE_SCHEMA, Outgoing, fixed};
 
 /// What all records of a run share.
 #[derive(Clone, Debug)]
@@ -131,8 +131,8 @@ impl Maker {
                 key: key.clone(),
                 value: Some(value),
                 headers: vec![
-                    ("content-type", b"application/json".to_vec()),
-                    ("schema", AGGREGATE_SCHEMA.as_bytes().to_vec()),
+                    ("content-type", fixed("application/json")),
+                    ("schema", fixed(AGGREGATE_SCHEMA)),
                 ],
                 timestamp: run.now,
                 partition: None,
