@@ -96,7 +96,8 @@ impl Core {
     /// Every entry before this is counted here and in every store that is shared.
     pub fn delivered(&self) -> u64 {
         let shared = self.stats.shared_state().map(|shared| shared.delivered());
-        let stream = self.stream.iter().flat_map(|stream| [stream.events().delivered(), stream.aggregates().delivered()]);
+        let stream =
+            self.stream.iter().flat_map(|stream| [stream.events().delivered(), stream.aggregates().delivered()]);
         shared.into_iter().chain(stream).fold(self.stats.counted(), u64::min)
     }
 

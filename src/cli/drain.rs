@@ -30,7 +30,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     }
     if !Core::shares(&config) {
         anyhow::bail!(
-            "there is nowhere to deliver to: stats.url is empty, so this instance shares its numbers with none"
+            "there is nowhere to deliver to: neither stats.url nor stream.brokers is set, so this instance shares with none"
         );
     }
     let lock = DataLock::acquire(&config.data)?;

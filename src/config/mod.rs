@@ -371,7 +371,11 @@ mod tests {
             }
             assert!(!known.is_empty(), "{section}: {error}");
             for (inner, keys) in keys.as_table().unwrap().iter().filter(|(_, keys)| keys.is_table()) {
-                let error = toml::from_str::<RawConfig>(&format!("[{section}.{inner}]\nnosuch = 1")).unwrap_err();
+                // Others' own names, of which we have no list: stream.properties.
+                let Err(error) = toml::from_str::<RawConfig>(&format!("[{section}.{inner}]\nnosuch = 1")) else {
+                    assert!(keys.as_table().unwrap().is_empty(), "{section}.{inner}");
+                    continue;
+                };
                 for key in error.message().split('`').skip(3).step_by(2) {
                     assert!(keys.as_table().unwrap().contains_key(key), "{section}.{inner}.{key} is not in the file");
                 }

@@ -99,6 +99,9 @@ pub(super) fn validate(raw: &Stream, bad: &mut impl FnMut(&str, String)) -> Stre
     if !(16_384..=100_000_000).contains(&raw.max_message_bytes.0) {
         bad("stream.max_message_bytes", String::from("it must be 16KiB to 100MB"));
     }
+    if !["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"].contains(&raw.sasl_mechanism.to_ascii_uppercase().as_str()) {
+        bad("stream.sasl_mechanism", String::from("it must be PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"));
+    }
     let mut password = raw.sasl_password.clone();
     if !raw.sasl_password_file.is_empty() {
         match std::fs::read_to_string(&raw.sasl_password_file) {
@@ -151,4 +154,41 @@ pub(super) fn validate(raw: &Stream, bad: &mut impl FnMut(&str, String)) -> Stre
         bad(&key, message);
     }
     options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mistakes(text: &str) -> Vec<(String, String)> {
+        let raw: Stream = toml::from_str(text).unwrap();
+        let mut found = Vec::new();
+        validate(&raw, &mut |key, message| found.push((key.to_owned(), message)));
+        found
+    }
+
+    #[test]
+    fn mistakes_name_the_key_and_never_a_secret() {
+        assert_eq!(mistakes(""), []);
+        assert_eq!(mistakes("brokers = [\"kafka-1:9092\", \"[::1]:9092\"]"), []);
+        for (text, key) in [
+            ("brokers = [\"kafka\"]", "stream.brokers"),
+            ("brokers = [\"http://kafka:9092\"]", "stream.brokers"),
+            ("topic_prefix = \"a b\"", "stream.topic_prefix"),
+            ("partitions = 0", "stream.partitions"),
+            ("max_message_bytes = 100", "stream.max_message_bytes"),
+            ("sasl_password_file = \"/no/such/file\"", "stream.sasl_password_file"),
+            ("properties = { \"no.such\" = 1 }", "stream.properties.no.such"),
+            ("properties = { \"acks\" = 0 }", "stream.properties.acks"),
+            ("properties = { \"client.rack\" = [1] }", "stream.properties.client.rack"),
+            ("sasl_mechanism = \"hunter2\"\nsasl_password = \"hunter2\"", "stream.sasl_mechanism"),
+        ] {
+            let found = mistakes(text);
+            assert!(found.iter().any(|(at, _)| at == key), "{text}: {found:?}");
+            assert!(found.iter().all(|(_, message)| !message.contains("hunter2")), "{found:?}");
+        }
+        let raw: Stream = toml::from_str("brokers = [\"a:1\"]\nsasl_password = \"hunter2\"").unwrap();
+        let options = validate(&raw, &mut |key, message| panic!("{key}: {message}"));
+        assert!(options.enabled() && !format!("{options:?}").contains("hunter2"));
+    }
 }

@@ -126,11 +126,7 @@ pub struct Told {
 }
 
 /// Takes the audit of one moment: the journal's books, the stores' a little earlier, and the entries between.
-pub async fn audit(
-    journal: &Journal,
-    stats: &StatsHandle,
-    stream: Option<&StreamHandle>,
-) -> Result<Audit, AuditError> {
+pub async fn audit(journal: &Journal, stats: &StatsHandle, stream: Option<&StreamHandle>) -> Result<Audit, AuditError> {
     let counted = stats.queries().audit().await?;
     let store = told(&counted);
     let mut others = Vec::new();

@@ -188,6 +188,12 @@ impl StreamHandle {
         self.shared.cursor.load_full()
     }
 
+    /// Waits until Kafka has told how far the events are delivered; false when it does not in time.
+    pub async fn known(&self, deadline: Duration) -> bool {
+        let mut known = self.shared.events.known.subscribe();
+        tokio::time::timeout(deadline, known.wait_for(|known| *known)).await.is_ok()
+    }
+
     /// Waits until all events before `seq` are delivered.
     pub async fn delivered_through(&self, seq: u64) {
         // The sender lives as long as this handle.

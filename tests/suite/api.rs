@@ -508,7 +508,8 @@ async fn the_description_has_every_route_with_examples() {
     for (method, path) in &described {
         assert!(readme.contains(&format!("| `{method} {path}` |")), "{method} {path} is not in the README's table");
         if method == "GET" && !path.contains("live") {
-            let real = path.replace("{id}", "u42").replace("{file}", "dashboard.css");
+            let real =
+                path.replace("{id}", "u42").replace("{file}", "dashboard.css").replace("{name}", "events.v1.json");
             let answer = app.get(&real).await;
             assert_ne!(answer.status, 404, "{path} is described and not there");
         }

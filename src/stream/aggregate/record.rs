@@ -130,10 +130,7 @@ impl Maker {
                 topic: topic.clone(),
                 key: key.clone(),
                 value: Some(value),
-                headers: vec![
-                    ("content-type", fixed("application/json")),
-                    ("schema", fixed(AGGREGATE_SCHEMA)),
-                ],
+                headers: vec![("content-type", fixed("application/json")), ("schema", fixed(AGGREGATE_SCHEMA))],
                 timestamp: run.now,
                 partition: None,
             };
