@@ -229,3 +229,32 @@ impl StreamHandle {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kafka_that_forgets_is_noticed_and_one_that_begins_is_not() {
+        let lane = Lane::default();
+        lane.opened("events", 0);
+        lane.confirm(20, 20);
+        lane.opened("events", 20);
+        lane.opened("events", 25);
+        assert_eq!((lane.losses(), lane.sessions(), lane.delivered()), (0, 3, 25));
+        lane.opened("events", 5);
+        assert_eq!((lane.losses(), lane.delivered()), (1, 5));
+    }
+
+    #[test]
+    fn a_fault_stands_until_a_run_succeeds() {
+        let lane = Lane::default();
+        assert!(!lane.failed("events", &Failure::Aborted("slow".into())));
+        assert_eq!(lane.fault().as_deref(), Some("slow"));
+        assert!(lane.failed("events", &Failure::Lost("gone".into())));
+        assert!(!lane.failed("events", &Failure::Refused(Vec::new())));
+        assert_eq!((lane.fault().as_deref(), lane.aborts()), (Some("gone"), 3));
+        lane.confirm(1, 1);
+        assert_eq!(lane.fault(), None);
+    }
+}

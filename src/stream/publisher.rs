@@ -24,6 +24,9 @@ pub(super) const SHORTEST_WAIT: Duration = Duration::from_millis(200);
 /// The longest wait after a failure.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
+/// Runs in a row that may be given up before the session is.
+const ABORTS: u32 = 3;
+
 /// What the actor works with.
 #[derive(Clone)]
 pub(super) struct Parts {
@@ -88,6 +91,7 @@ async fn run(parts: Parts) -> Exit {
         // What was wrong with reaching Kafka is over; what else may be wrong shows with the first run.
         *lane.fault.lock() = None;
         let mut idle_since = Stopwatch::start();
+        let mut aborted = 0;
         loop {
             if worker.reader().caught_up() {
                 if *stop.borrow() {
@@ -119,11 +123,15 @@ async fn run(parts: Parts) -> Exit {
                     pin.set(cursor.next);
                     lane.confirm(cursor.next, events);
                     wait = SHORTEST_WAIT;
+                    aborted = 0;
                     idle_since = Stopwatch::start();
                 }
                 Err(failure) => {
-                    let lost = lane.failed("events", &failure);
+                    let mut lost = lane.failed("events", &failure);
                     if !matches!(failure, Failure::Refused(_)) {
+                        // What fails again and again may need what only a new session looks after: its topics.
+                        aborted += 1;
+                        lost |= aborted >= ABORTS;
                         pause(wait, &mut stop).await;
                         wait = (wait * 2).min(LONGEST_WAIT);
                     }
