@@ -146,6 +146,8 @@ pub(super) struct Shared {
     pub cursor: ArcSwap<Cursor>,
     pub dead_letters: AtomicU64,
     pub stop: watch::Sender<bool>,
+    /// The journal's end when the stream was started.
+    pub opened_at: u64,
 }
 
 /// The handle of the stream.

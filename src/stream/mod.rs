@@ -22,7 +22,6 @@ mod worker;
 
 use std::sync::Arc;
 
-use actix::Arbiter;
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
@@ -33,6 +32,7 @@ pub use options::{Compression, Mode, Secret, StreamOptions};
 pub use tail::{Tail, Taken};
 pub use topics::{Spec, Topics};
 
+use crate::actor::background;
 use crate::actor::supervisor::Supervised;
 use crate::clock::Clock;
 use crate::journal::{Journal, Pin};
@@ -62,14 +62,15 @@ pub fn start(
         cursor: ArcSwap::default(),
         dead_letters: std::sync::atomic::AtomicU64::new(0),
         stop: watch::Sender::new(false),
+        opened_at: journal.end(),
     });
     let parts = Parts { journal: journal.clone(), clock: clock.clone(), pin, shared: shared.clone() };
-    let arbiter = Arbiter::new();
-    let publisher = Supervised::start("publisher", arbiter.handle(), move |life| Publisher::new(life, parts.clone()));
+    let arbiter = background().map_err(|_| StreamError::Interrupted)?;
+    let publisher = Supervised::start("publisher", arbiter.clone(), move |life| Publisher::new(life, parts.clone()));
     // A pin of its own: either may be ahead of the other.
     let (stats, retention) = (stats.0.clone(), stats.1);
     let parts = Parts { journal: journal.clone(), clock: clock.clone(), pin: journal.pin(0), shared: shared.clone() };
-    let aggregates = Supervised::start("aggregates", arbiter.handle(), move |life| {
+    let aggregates = Supervised::start("aggregates", arbiter, move |life| {
         Aggregates::new(life, parts.clone(), stats.clone(), retention)
     });
     Ok(StreamHandle { shared, publisher, aggregates })

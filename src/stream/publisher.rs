@@ -71,7 +71,9 @@ async fn run(parts: Parts) -> Exit {
     loop {
         let opened = {
             let (options, journal, clock) = (shared.options.clone(), journal.clone(), clock.clone());
-            blocking(move || Worker::open(&options, &journal, &clock)).await
+            // Before this process has delivered anything, Kafka cannot rightly be further than the journal was.
+            let most = (!*lane.known.borrow()).then_some(shared.opened_at);
+            blocking(move || Worker::open(&options, &journal, &clock, most)).await
         };
         let mut worker = match opened {
             Ok(worker) => worker,

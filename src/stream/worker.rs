@@ -56,7 +56,13 @@ pub struct Worker {
 
 impl Worker {
     /// Connects and finds out how far the journal is delivered. Without a cursor in Kafka it begins with the oldest entry.
-    pub fn open(options: &StreamOptions, journal: &Journal, clock: &Clock) -> Result<Self, StreamError> {
+    /// `most` is the furthest that a cursor can rightly be, if that is known.
+    pub fn open(
+        options: &StreamOptions,
+        journal: &Journal,
+        clock: &Clock,
+        most: Option<u64>,
+    ) -> Result<Self, StreamError> {
         let topics = Topics::new(&options.topic_prefix);
         let name = journal.name();
         let mut session = Session::open(options, &topics, &format!("{}-{name}", options.topic_prefix))?;
@@ -68,10 +74,10 @@ impl Worker {
         if cursor.journal != name {
             return Err(StreamError::Cursor(String::from("it is another journal's")));
         }
-        let end = journal.end();
+        let end = most.unwrap_or_else(|| journal.end());
         if cursor.next > end {
             log::error!(
-                "the stream was delivered through {}, and the journal ends at {end}: it has lost its end (to a power \
+                "the stream was delivered through {}, and the journal ended at {end}: it has lost its end (to a power \
                  failure, in mode written); what comes now is delivered under numbers that Kafka has seen",
                 cursor.next
             );

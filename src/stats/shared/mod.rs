@@ -8,6 +8,7 @@
 mod actor;
 mod base;
 mod blob;
+mod build;
 mod client;
 mod fence;
 mod fold;
@@ -94,6 +95,8 @@ pub(crate) enum Role {
 pub struct SharedState {
     /// Every entry before this is in the shared store, by role.
     delivered: [watch::Sender<u64>; 2],
+    /// Whether the fences were looked at once, by role.
+    looked: [AtomicBool; 2],
     /// Whether Redis answered when it was last asked.
     up: AtomicBool,
     fault: Mutex<Option<String>>,
@@ -138,6 +141,7 @@ impl SharedState {
     fn new(events: bool) -> Arc<Self> {
         Arc::new(Self {
             delivered: [watch::Sender::new(0), watch::Sender::new(if events { 0 } else { u64::MAX })],
+            looked: Default::default(),
             up: AtomicBool::new(false),
             fault: Mutex::new(Some(String::from("not connected yet"))),
             counters: SharedCounters::default(),
