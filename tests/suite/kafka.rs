@@ -55,17 +55,17 @@ impl Broker {
     /// Every record of a topic, as another client sees them.
     pub fn read(&self, client: &str, topic: &str, isolation: &str) -> Vec<Value> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/read.py");
-        let mut command = Command::new("python3");
-        command.env("PYTHONPATH", clients()).arg(script).args([client, self.address(), topic, isolation]);
+        let mut command = Command::new(python());
+        command.arg(script).args([client, self.address(), topic, isolation]);
         run(&mut command).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 }
 
-/// Where scripts/services has put the Python clients.
-fn clients() -> PathBuf {
+/// The interpreter that has the clients, from scripts/services.
+fn python() -> PathBuf {
     let services = std::env::var_os("TIDEGATE_SERVICES")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/services"), PathBuf::from);
-    let found = services.join("kafka-clients");
+    let found = services.join("kafka-clients/bin/python");
     assert!(found.exists(), "{} is missing: please run scripts/services kafka kafka-clients", found.display());
     found
 }
@@ -80,10 +80,7 @@ pub fn validate(schema: &str, lines: &str) -> usize {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let input = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(input.path(), lines).unwrap();
-    let mut command = Command::new("python3");
-    command
-        .env("PYTHONPATH", clients())
-        .arg(root.join("tests/clients/validate.py"))
-        .arg(root.join("schemas").join(schema));
+    let mut command = Command::new(python());
+    command.arg(root.join("tests/clients/validate.py")).arg(root.join("schemas").join(schema));
     run(command.stdin(std::fs::File::open(input.path()).unwrap())).trim().parse().unwrap()
 }

@@ -196,7 +196,13 @@ async fn kills_of_both_sides_lose_and_double_nothing() {
         let health = client::get(&format!("{}/health", server.url)).await.json();
         health["stream"]["behind"] == 0 && health["stream"]["aggregates_through"] == health["journal"]["next_offset"]
     };
-    within(60, "all is delivered", settled).await;
+    let begun = std::time::Instant::now();
+    while !settled().await {
+        let health = client::get(&format!("{}/health", server.url)).await.text();
+        let log = std::fs::read_to_string(data.with_extension("log")).unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(90), "not delivered within 90 s: {health}\n{log}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     let export = client::get(&format!("{}/api/v1/export", server.url)).await.text();
     let mut accepted = BTreeSet::new();
     for line in export.lines() {
