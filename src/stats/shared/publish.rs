@@ -140,7 +140,7 @@ impl Publisher {
         let mut fences = self.fences().await?;
         let missing = fences.missing();
         if !missing.is_empty() {
-            if *self.delivered().borrow() > 0 {
+            if self.state.looked[self.role as usize].load(Ordering::Relaxed) {
                 self.state.counters.losses.fetch_add(1, Ordering::Relaxed);
                 self.state.counters.rebuilds.fetch_add(missing.len() as u64, Ordering::Relaxed);
                 log::error!("the shared store has lost this instance's numbers; they are built anew");
