@@ -7,8 +7,9 @@ use std::io;
 
 use actix::{Arbiter, ArbiterHandle};
 
-/// How much a thread in the background gives way: at 10 it has about a tenth of what a busy thread beside it has.
-const NICE: i32 = 10;
+/// How much a thread in the background gives way: at 15 it has about a thirtieth of what a busy thread beside it has. There
+/// are half a dozen of them, and the servers they feed take their share too.
+const NICE: i32 = 15;
 
 /// An arbiter for readers that may lag: its thread, and those it blocks, give way to those that answer requests. The
 /// journal holds what they have not come to yet.

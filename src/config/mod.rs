@@ -425,11 +425,12 @@ mod tests {
         assert_eq!((shared.urls.len(), shared.cluster, shared.uniques), (1, false, crate::stats::UniquesMode::Hll));
         let config = load("[stats]\nurl = [\"redis://a:1\", \"redis://a:2\"]\n", &[]).unwrap();
         assert!(config.shared.unwrap().cluster);
+        assert!(load("", &[("TIDEGATE__STATS__URL", "redis://a:1, redis://b:1")]).unwrap().shared.unwrap().cluster);
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("password");
         std::fs::write(&file, "a b/c\n").unwrap();
         let env = [
-            ("TIDEGATE__STATS__URL", "rediss://a:1,rediss://b:1"),
+            ("TIDEGATE__STATS__URL", r#"["rediss://a:1", "rediss://b:1"]"#),
             ("TIDEGATE__STATS__REDIS__PASSWORD_FILE", file.to_str().unwrap()),
         ];
         assert_eq!(

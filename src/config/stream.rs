@@ -6,14 +6,14 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::raw::section;
-use super::units::{Bytes, Span};
+use super::units::{Bytes, Span, Urls};
 use crate::stream::{Compression, Mode, Secret, StreamOptions};
 
 section! {
     /// `[stream]`
     Stream {
         /// Addresses.
-        brokers: Vec<String> = Vec::new(),
+        brokers: Urls = Urls::default(),
         /// Begin of names.
         topic_prefix: String = String::from("tidegate"),
         /// How exactly-once is reached.
@@ -76,7 +76,7 @@ pub(super) fn validate(raw: &Stream, bad: &mut impl FnMut(&str, String)) -> Stre
     let flush_interval = finite("stream.flush_interval", raw.flush_interval, 1);
     let aggregate_interval = finite("stream.aggregate_interval", raw.aggregate_interval, 10);
     let lateness = finite("stream.allowed_lateness", raw.allowed_lateness, 0);
-    for broker in &raw.brokers {
+    for broker in &raw.brokers.0 {
         let port =
             broker.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>().ok())?);
         if port.is_none() || broker.contains([',', ' ', '/']) {
@@ -134,7 +134,7 @@ pub(super) fn validate(raw: &Stream, bad: &mut impl FnMut(&str, String)) -> Stre
         properties.push((name.clone(), Secret(value)));
     }
     let options = StreamOptions {
-        brokers: raw.brokers.clone(),
+        brokers: raw.brokers.0.clone(),
         topic_prefix: prefix.clone(),
         mode: raw.mode,
         compression: raw.compression,

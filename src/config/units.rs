@@ -69,6 +69,15 @@ impl<'de> Deserialize<'de> for Urls {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Urls, E> {
+                // A variable is a text, also where it is written like a list.
+                if text.trim_start().starts_with('[') {
+                    #[derive(serde::Deserialize)]
+                    struct List {
+                        v: Vec<String>,
+                    }
+                    let list = toml::from_str::<List>(&format!("v = {text}"));
+                    return list.map(|list| Urls(list.v)).map_err(|_| E::custom("it is no list of addresses"));
+                }
                 Ok(Urls(text.split(',').map(str::trim).filter(|url| !url.is_empty()).map(String::from).collect()))
             }
 

@@ -389,3 +389,60 @@ async fn an_event_costs_a_twentieth_of_a_command() {
     println!("{calls} commands for {EVENTS} events: {:.4} an event", calls as f64 / EVENTS as f64);
     assert!(calls as f64 <= 0.05 * EVENTS as f64, "{calls} commands for {EVENTS} events\n{info}");
 }
+
+#[actix_web::test]
+async fn the_line_may_be_tls_with_a_password() {
+    let keys = tempfile::tempdir().unwrap();
+    let file = |name: &str| keys.path().join(name).to_str().unwrap().to_owned();
+    let made = std::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
+        .args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"])
+        .args(["-keyout", &file("key.pem"), "-out", &file("cert.pem")])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port().to_string();
+    drop(free);
+    let _service = Service::start(
+        "redis",
+        &[
+            "--tls-port",
+            &port,
+            "--tls-cert-file",
+            &file("cert.pem"),
+            "--tls-key-file",
+            &file("key.pem"),
+            "--tls-ca-cert-file",
+            &file("cert.pem"),
+            "--tls-auth-clients",
+            "no",
+            "--requirepass",
+            "an open secret",
+        ],
+    );
+    std::fs::write(file("password"), "an open secret\n").unwrap();
+    let url = format!("rediss://localhost:{port}");
+    let settings = [
+        ("stats.url", url.as_str()),
+        ("stats.redis.password_file", &file("password")),
+        ("stats.redis.ca_file", &file("cert.pem")),
+        ("stats.redis.flush_interval", "20ms"),
+    ];
+    let app = TestApp::with(&settings, Clock::system()).await;
+    app.post(r#"{"type":"buy","user_id":"u1"}"#).await;
+    delivered(&app).await;
+    assert_eq!(app.data("/api/v1/stats/realtime?window=day").await["events"], json!({"buy": 1}));
+    app.stop().await;
+    // Without the authority nobody is trusted, and the reason names neither address nor password.
+    let settings = [settings[0], settings[1]];
+    let app = TestApp::with(&settings, Clock::system()).await;
+    eventually("it is refused", async || {
+        let health = app.get("/health").await.json();
+        let reason = health["shared"]["reason"].as_str().unwrap_or_default().to_owned();
+        assert!(!health.to_string().contains("secret") && !health.to_string().contains("localhost"), "{health}");
+        reason.contains("shared store") && !reason.contains("not connected yet")
+    })
+    .await;
+    app.stop().await;
+}

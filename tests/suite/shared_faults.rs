@@ -28,7 +28,7 @@ async fn connected(server: &Process) {
 }
 
 /// The sums that the keys of the older deployment hold, whoever wrote them.
-fn keyspace(url: &str, prefix: &str) -> (u64, u64, u64) {
+pub fn keyspace(url: &str, prefix: &str) -> (u64, u64, u64) {
     let mut redis = redis_client(url);
     let mut sum = |pattern: &str| -> u64 {
         let keys: Vec<String> = redis.keys(format!("{prefix}{pattern}")).unwrap();
@@ -41,7 +41,7 @@ fn keyspace(url: &str, prefix: &str) -> (u64, u64, u64) {
 }
 
 /// What the API says, for comparison with [`keyspace`].
-async fn told(server: &Process) -> (u64, u64, u64) {
+pub async fn told(server: &Process) -> (u64, u64, u64) {
     let summary = get(server, "/api/v1/stats/summary?from=-2d").await["data"].clone();
     let views = summary["page_views"].as_u64().unwrap();
     (views, views, summary["unique_visitors"].as_u64().unwrap())

@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 use tidegate::clock::Clock;
 
 use crate::client;
-use crate::crash::{Chance, Load, seed};
+use crate::crash::{Chance, Load, check, seed};
 use crate::kafka::{Broker, prefix};
-use crate::services::{Line, Proxy};
+use crate::services::{Line, Proxy, Service};
+use crate::shared_faults::{keyspace, told};
 use crate::support::{Process, TestApp};
 
 fn settings<'a>(brokers: &'a str, prefix: &'a str) -> Vec<(&'a str, &'a str)> {
@@ -148,29 +149,37 @@ fn murmur2_is_javas() {
     }
 }
 
-/// Tidegate and the broker are killed again and again; then everything in Kafka is compared with what was sent.
+/// Tidegate, Redis and the broker are killed again and again; then what was sent is compared with Redis, with Kafka as a
+/// client reads it that is not ours, with the API, and with the audit.
 #[actix_web::test]
-async fn kills_of_both_sides_lose_and_double_nothing() {
+async fn kills_of_all_sides_lose_and_double_nothing() {
     let broker = Arc::new(Broker::start(&[]));
+    let redis = Arc::new(Service::start("redis", &["--appendonly", "yes", "--appendfsync", "always"]));
+    let shared = redis.address.clone();
     let (address, prefix, seed) = (broker.address().to_owned(), prefix(), seed());
     println!("seed {seed}");
     let address = brokers(&address);
     let mut settings = settings(&address, &prefix);
     settings.push(("journal.segment_bytes", "64KiB"));
     settings.push(("journal.max_bytes", "1GiB"));
+    settings.push(("stats.url", &shared));
+    settings.push(("stats.redis.flush_interval", "50ms"));
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let mut chance = Chance(seed | 1);
     let load = Load::start(3, seed, false);
-    // The broker dies on a schedule of its own.
+    // They die on a schedule of their own.
     let stop = Arc::new(AtomicBool::new(false));
     let kills = {
-        let (broker, stop) = (broker.clone(), stop.clone());
+        let (broker, redis, stop) = (broker.clone(), redis.clone(), stop.clone());
         std::thread::spawn(move || {
             let mut chance = Chance(seed.rotate_left(7) | 1);
             let mut kills = 0;
             while !stop.load(Ordering::SeqCst) || kills < 5 {
                 std::thread::sleep(Duration::from_millis(1000 + chance.below(1500)));
+                redis.kill(None);
+                std::thread::sleep(Duration::from_millis(chance.below(200)));
+                redis.restart();
                 broker.kill();
                 broker.restart();
                 kills += 1;
@@ -194,7 +203,9 @@ async fn kills_of_both_sides_lose_and_double_nothing() {
     assert!(kills >= 5, "{kills}");
     let settled = async || {
         let health = client::get(&format!("{}/health", server.url)).await.json();
-        health["stream"]["behind"] == 0 && health["stream"]["aggregates_through"] == health["journal"]["next_offset"]
+        health["shared"]["behind"] == 0
+            && health["stream"]["behind"] == 0
+            && health["stream"]["aggregates_through"] == health["journal"]["next_offset"]
     };
     let begun = std::time::Instant::now();
     while !settled().await {
@@ -231,8 +242,13 @@ async fn kills_of_both_sides_lose_and_double_nothing() {
     assert!(seen.keys().all(|id| accepted.contains(id)));
     let audit = client::get(&format!("{}/api/v1/audit", server.url)).await.json();
     assert_eq!(audit["data"]["agree"], true, "{audit}");
-    assert_eq!(audit["data"]["stores"][0]["sites"][0]["store"]["counted"], json!(seen.len()));
-    println!("{} events, {kills} kills of the broker", seen.len());
+    for (at, store) in ["redis", "kafka"].into_iter().enumerate() {
+        assert_eq!(audit["data"]["stores"][at]["store"], store);
+        assert_eq!(audit["data"]["stores"][at]["sites"][0]["store"]["counted"], json!(seen.len()), "{store}");
+    }
+    assert_eq!(keyspace(&redis.address, ""), told(&server).await);
+    check(&server.url, &sent).await;
+    println!("{} events, {kills} kills each of Redis and the broker", seen.len());
 }
 
 async fn within(seconds: u64, what: &str, mut done: impl AsyncFnMut() -> bool) {

@@ -81,6 +81,10 @@ impl From<RedisError> for StoreError {
 impl Client {
     /// A client of what the options name. Nothing is connected yet.
     pub fn new(options: &SharedOptions) -> Result<Self, StoreError> {
+        if options.urls.iter().any(|url| url.starts_with("rediss:")) {
+            // Once a process; another room may have done it before.
+            let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        }
         let invalid = |error: RedisError| StoreError::Refused(format!("stats.url: {}", error.category()));
         let certificates = || TlsCertificates { client_tls: None, root_cert: options.ca.clone() };
         let to = match options.urls.as_slice() {
