@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::client::{Client, Script};
 use super::keys::Keys;
 use super::ops::Expiring;
-use super::publish::Publisher;
+use super::publish::{EVENTS, Publisher};
 use super::read::{Inner, SharedReads};
 use super::{Role, SharedOptions, SharedState, StoreError};
 use crate::actor::background;
@@ -125,7 +125,7 @@ impl Parts {
             stop: self.stop.clone(),
             script: Script::new(include_str!("apply.lua")),
             expiring: Expiring::default(),
-            most_events: 50_000,
+            most_events: EVENTS.1,
         }
     }
 }

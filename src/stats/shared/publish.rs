@@ -28,7 +28,7 @@ use crate::stats::{Queries, Retention, StatsError};
 /// Bytes of entries read in one go.
 const CHUNK: usize = 256 << 10;
 /// Events in one delta, at least and at most; more wait for the next. What does not get through in time is made smaller.
-const EVENTS: (u64, u64) = (1_000, 400_000);
+pub(super) const EVENTS: (u64, u64) = (1_000, 400_000);
 /// Bytes of texts in one delta at most, by role: company makes counts cheaper, and events no dearer.
 const BYTES: [u64; 2] = [24 << 20, 4 << 20];
 /// Under load a delta of counts gathers on until its commands are this part of its events, but not for ever: the more
@@ -255,9 +255,13 @@ impl Publisher {
                     break;
                 }
                 if reader.caught_up() {
-                    let left = patience.saturating_sub(gathering.elapsed());
+                    let left = patience.saturating_sub(gathering.elapsed()).min(self.options.flush_interval);
                     let mut stop = self.stop.clone();
                     let _ = tokio::time::timeout(left, stop.wait_for(|stop| *stop)).await;
+                    // It gathers on for company, which does not come any more.
+                    if reader.caught_up() && gathering.elapsed() >= self.options.flush_interval {
+                        break;
+                    }
                 }
             }
             let next = fold.delta.to;
