@@ -30,7 +30,7 @@ const CHUNK: usize = 256 << 10;
 /// Events in one delta, at least and at most; more wait for the next. What does not get through in time is made smaller.
 pub(super) const EVENTS: (u64, u64) = (1_000, 400_000);
 /// Bytes of texts in one delta at most, by role: company makes counts cheaper, and events no dearer.
-const BYTES: [u64; 2] = [24 << 20, 4 << 20];
+const BYTES: [u64; 2] = [36 << 20, 4 << 20];
 /// Under load a delta of counts gathers on until its commands are this part of its events, but not for ever: the more
 /// events there are to a key, the cheaper each is.
 const COMMANDS_AN_EVENT: f64 = 0.04;
