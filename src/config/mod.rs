@@ -442,6 +442,10 @@ mod tests {
             error.starts_with("t.toml:2: stats.url: an address must be like") && !error.contains("secret"),
             "{error}"
         );
+        for odd in ["redis://127.0.0.1:6379/abc", "redis://", "redis://:secret@a:1,rediss://b:1", "redis://a:99999"] {
+            let error = load(&format!("[stats]\nurl = \"{odd}\"\n"), &[]).unwrap_err();
+            assert!(error.starts_with("t.toml:2: stats.url: no client") && !error.contains("secret"), "{odd}: {error}");
+        }
         let error = load("[stats]\nurl = \"redis://x\"\n[stats.redis]\nprefix = \"{a}\"\n", &[]).unwrap_err();
         assert!(error.starts_with("t.toml:4: stats.redis.prefix:"), "{error}");
     }

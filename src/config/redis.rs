@@ -44,7 +44,7 @@ pub(super) fn shared(raw: &Stats, bad: &mut impl FnMut(&str, String)) -> Option<
             std::time::Duration::from_millis(least)
         })
     };
-    Some(SharedOptions {
+    let options = SharedOptions {
         cluster: raw.redis.cluster || urls.len() > 1,
         urls,
         ca: ca.map(String::into_bytes),
@@ -56,7 +56,13 @@ pub(super) fn shared(raw: &Stats, bad: &mut impl FnMut(&str, String)) -> Option<
         stream_entries: raw.redis.stream_entries,
         event_keys: raw.redis.event_keys,
         user_events: raw.redis.user_events,
-    })
+    };
+    if crate::stats::shared::check(&options).is_err() {
+        let hint = "no client can be made of it: an address is like redis://user:password@host:6379/0, and all nodes of a \
+                    cluster have the same scheme, user and password; a ca_file holds PEM";
+        bad("stats.url", String::from(hint));
+    }
+    Some(options)
 }
 
 /// A password as it stands in a URL.

@@ -105,7 +105,8 @@ async fn the_keys_are_those_of_the_older_deployment() {
     assert_eq!((&latest[0]["data"], &latest[0]["timestamp"]), (&json!({"total": 7}), &json!(at.now / 1000)));
     // The older deployment's own key keeps a second's last event; the stream keeps all.
     let single: String = redis.get(key(&format!("events:buy:{}", at.now / 1000))).unwrap();
-    assert_eq!(serde_json::from_str::<Value>(&single).unwrap()["data"]["total"], 8);
+    let single: Value = serde_json::from_str(&single).unwrap();
+    assert_eq!((&single["data"]["total"], &single["user_id"]), (&json!(8), &json!("u2")));
     let stream: Vec<(String, BTreeMap<String, String>)> =
         redis::cmd("XRANGE").arg(key("events:buy")).arg("-").arg("+").query(&mut redis).unwrap();
     let lines = stream.iter().flat_map(|(_, entry)| entry["events"].lines());
@@ -210,9 +211,13 @@ async fn a_key_that_holds_something_else_is_left_alone() {
     let prefix = fresh("foreign-");
     let mut redis = redis_client(redis());
     let _: () = redis.set(format!("{prefix}uv:hour:{}", at.hour), "mine").unwrap();
+    // And one of those that are published whole.
+    let _: () = redis.set(format!("{prefix}tg:sums:default:day:{}", at.day), "mine too").unwrap();
     let app = app(&prefix, &[], at.clock()).await;
     app.post(r#"{"type":"buy","user_id":"u1"}"#).await;
     delivered(&app).await;
+    let hour = app.data("/api/v1/stats/realtime?window=hour").await;
+    assert_eq!((&hour["events"], hour.get("degraded")), (&json!({"buy": 1}), None), "{hour}");
     assert_eq!(redis.get::<_, String>(format!("{prefix}uv:hour:{}", at.hour)).unwrap(), "mine");
     assert_eq!(
         redis.get::<_, u64>(format!("{prefix}event_count:buy:hour:{}", at.hour)).unwrap(),
@@ -220,7 +225,7 @@ async fn a_key_that_holds_something_else_is_left_alone() {
         "the others are counted"
     );
     let metrics = app.get("/metrics").await.text();
-    assert!(metrics.contains("tidegate_shared_foreign_keys_total 1"), "{metrics}");
+    assert!(metrics.contains("tidegate_shared_foreign_keys_total 2"), "{metrics}");
     app.stop().await;
 }
 

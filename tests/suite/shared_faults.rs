@@ -182,6 +182,38 @@ async fn a_store_that_comes_back_older_is_brought_up_to_date() {
 }
 
 #[actix_web::test]
+async fn a_store_that_refuses_is_down_until_it_takes_and_its_keys_still_expire() {
+    let service = Service::start("redis", &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [("stats.url", service.address.as_str()), ("stats.redis.flush_interval", "20ms")];
+    let server = Process::start(&folder.path().join("data"), &settings);
+    connected(&server).await;
+    let mut redis = redis_client(&service.address);
+    for forbidden in [&["-evalsha", "-eval"][..], &["-hset"]] {
+        redis::cmd("ACL").arg("SETUSER").arg("default").arg(forbidden).exec(&mut redis).unwrap();
+        let event = br#"{"type":"page_view","url":"/a","user_id":"u1","session_id":"s1"}"#.to_vec();
+        client::post(&format!("{}/api/v1/events", server.url), &[], event).await;
+        eventually("it is noticed", async || get(&server, "/health").await["shared"]["status"] == "degraded").await;
+        // It can be read all the time, and is not taken for well because of that.
+        let until = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < until {
+            assert_eq!(get(&server, "/health").await["shared"]["status"], "degraded");
+            assert_eq!(get(&server, "/api/v1/stats/realtime").await["data"]["degraded"], true);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        redis::cmd("ACL").arg("SETUSER").arg("default").arg("+@all").exec(&mut redis).unwrap();
+        connected(&server).await;
+    }
+    let keys: Vec<String> = redis.keys("*").unwrap();
+    let windows = |key: &&String| key.contains("minute:") || key.contains("hour:") || key.contains("quarter:");
+    let windows: Vec<&String> = keys.iter().filter(windows).collect();
+    assert!(windows.len() > 15, "{keys:?}");
+    for key in windows {
+        assert!(redis.ttl::<_, i64>(key).unwrap() > 0, "{key} stays for ever");
+    }
+}
+
+#[actix_web::test]
 async fn a_bad_line_never_doubles() {
     let prefix = fresh("line-");
     let proxy = Proxy::to(redis());

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use deadpool_redis::redis::{Cmd, FromRedisValue};
+use deadpool_redis::redis::{Cmd, FromRedisValue, Value};
 
 use super::Role;
 use super::base;
@@ -83,6 +83,7 @@ impl Publisher {
     pub async fn publish(&mut self, windows: Vec<WindowKey>) -> Result<(), End> {
         let now = self.clock.now();
         let mut commands = Vec::new();
+        let mut named = Vec::new();
         for rollup in self.queries.rollups(windows).await?.rollups {
             let WindowKey { site, tier, start } = &rollup.key;
             for what in Part::ALL {
@@ -91,17 +92,25 @@ impl Publisher {
                 let mut set = Cmd::new();
                 set.arg("HSET").arg(&key).arg(self.journal.name()).arg(bytes);
                 commands.push(set);
+                named.push((key.clone(), true));
                 if let Some(kept) = self.retention.of(*tier) {
                     let expires = (start + tier.width() + kept).max(now) / SECOND + 60;
                     if self.expiring.first(&key, expires) {
                         let mut expire = Cmd::new();
                         expire.arg("EXPIREAT").arg(&key).arg(expires);
                         commands.push(expire);
+                        named.push((key, false));
                     }
                 }
             }
         }
-        self.client.all(commands).await?;
+        let answers = self.client.all(commands).await?;
+        for ((key, _), answer) in named.iter().zip(answers).filter(|((_, sets), _)| *sets) {
+            if answer == Value::Nil {
+                self.state.counters.foreign_keys.fetch_add(1, Ordering::Relaxed);
+                log::error!("the key {key} in the shared store holds something else; left alone");
+            }
+        }
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use deadpool_redis::redis::{
     AsyncConnectionConfig, Client as OneClient, Cmd, ErrorKind, Pipeline, RedisError, ServerErrorKind, TlsCertificates,
     Value,
 };
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use tokio::sync::Mutex;
 
 use super::SharedOptions;
@@ -67,6 +67,8 @@ impl From<RedisError> for StoreError {
             ErrorKind::Server(ServerErrorKind::ReadOnly) => String::from("it is a read-only replica"),
             ErrorKind::AuthenticationFailed => String::from("user or password is wrong"),
             _ => match error.code() {
+                Some("MOVED") => String::from("it is a node of a Redis Cluster; set stats.redis.cluster = true"),
+                Some("NOPERM") => String::from("the user may not run a command that is needed (NOPERM)"),
                 Some("OOM") => String::from("it is out of memory (maxmemory)"),
                 Some("NOAUTH" | "WRONGPASS") => String::from("user or password is wrong"),
                 Some("MISCONF") => String::from("it cannot write its own data to disk (MISCONF)"),
@@ -151,35 +153,53 @@ impl Client {
     }
 
     /// Sends commands together and waits for all answers: one round trip. In a cluster each goes to its own node, since a
-    /// pipeline there may only hold one slot.
+    /// pipeline there may only hold one slot. A key that holds something foreign answers nil. The commands must bear being
+    /// sent twice: a connection that has died meanwhile is noticed only by using it.
     pub async fn all(&self, commands: Vec<Cmd>) -> Result<Vec<Value>, StoreError> {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
-        let sent = match self.conn().await? {
-            Conn::One(conn) => {
+        let mut tried = false;
+        loop {
+            let reused = self.conn.lock().await.is_some();
+            let conn = self.conn().await?;
+            let error = match Self::send_all(conn, &commands).await {
+                Ok(values) => return Ok(values),
+                Err(error) => error,
+            };
+            let dead = !error.is_timeout() && error.kind() == ErrorKind::Io;
+            let error = self.forget(error.into()).await;
+            if tried || !reused || !dead {
+                return Err(error);
+            }
+            tried = true;
+        }
+    }
+
+    async fn send_all(conn: Conn, commands: &[Cmd]) -> Result<Vec<Value>, RedisError> {
+        let values = match conn {
+            Conn::One(mut conn) => {
                 let mut pipeline = Pipeline::with_capacity(commands.len());
-                let count = commands.len();
-                commands.into_iter().for_each(|command| {
-                    pipeline.add_command(command);
+                commands.iter().for_each(|command| {
+                    pipeline.add_command(command.clone());
                 });
-                let mut conn = conn;
-                conn.req_packed_commands(&pipeline, 0, count).await
+                let values = conn.req_packed_commands(&pipeline, 0, commands.len()).await?;
+                values.into_iter().map(Value::extract_error).collect()
             }
             Conn::Cluster(conn) => {
-                let one = |command: Cmd| {
+                let one = |command| {
                     let mut conn = conn.clone();
-                    async move { conn.req_packed_command(&command).await }
+                    async move { conn.req_packed_command(command).await.and_then(Value::extract_error) }
                 };
-                try_join_all(commands.into_iter().map(one)).await
+                join_all(commands.iter().map(one)).await
             }
         };
-        let values =
-            sent.and_then(|values| values.into_iter().map(Value::extract_error).collect::<Result<Vec<_>, _>>());
-        match values {
-            Ok(values) => Ok(values),
-            Err(error) => Err(self.forget(error.into()).await),
-        }
+        let foreign_is_nil = |value: Result<Value, RedisError>| match value {
+            Err(error) if error.code() == Some("WRONGTYPE") => Ok(Value::Nil),
+            value => value,
+        };
+        let values: Vec<Result<Value, RedisError>> = values;
+        values.into_iter().map(foreign_is_nil).collect()
     }
 
     /// Runs a script, which is sent along only where it is not known yet; its keys are the fence and then the others, its

@@ -131,7 +131,7 @@ impl Fold {
             && let Some(user) = event.user_id
         {
             let events = self.users.entry((self.delta.last_site(), user.into())).or_default();
-            let text = user_event(event);
+            let text = user_event(event, None);
             self.bytes += text.len() + size_of::<String>();
             events.push(text);
             // Only so many stay; twice as many at most are carried along.
@@ -159,7 +159,7 @@ impl Fold {
         }
         if options.event_keys {
             let key = format!("{prefix}events:{}:{}", event.event_type, event.timestamp / SECOND);
-            let text = user_event(event);
+            let text = user_event(event, event.user_id);
             self.bytes += text.len() + key.len();
             self.singles.insert(key, (event.timestamp, text));
         }
@@ -333,14 +333,18 @@ struct UserEvent<'a> {
     data: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
     url: Option<&'a str>,
+    /// Where the key does not name it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_id: Option<&'a str>,
 }
 
-fn user_event(event: &Event<'_>) -> String {
+fn user_event(event: &Event<'_>, user_id: Option<&str>) -> String {
     let event = UserEvent {
         event_type: event.event_type,
         timestamp: event.timestamp / SECOND,
         data: event.data.and_then(|data| serde_json::from_str(data).ok()),
         url: event.url,
+        user_id,
     };
     serde_json::to_string(&event).unwrap_or_default()
 }

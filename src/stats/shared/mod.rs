@@ -99,7 +99,8 @@ pub struct SharedState {
     looked: [AtomicBool; 2],
     /// Whether Redis answered when it was last asked.
     up: AtomicBool,
-    fault: Mutex<Option<String>>,
+    /// What is wrong, by role.
+    faults: [Mutex<Option<String>>; 2],
     /// Numbers for the metrics.
     pub counters: SharedCounters,
     /// Types of events seen, by site: the older deployment's counters cannot be listed, only asked by name.
@@ -133,6 +134,14 @@ pub struct SharedCounters {
     pub coalesced: AtomicU64,
 }
 
+/// Whether the addresses make sense; nothing is connected.
+///
+/// # Errors
+/// When no client can be made of them.
+pub fn check(options: &SharedOptions) -> Result<(), StoreError> {
+    client::Client::new(options).map(drop)
+}
+
 /// Event types remembered of a site.
 const MOST_TYPES: usize = 256;
 
@@ -143,7 +152,7 @@ impl SharedState {
             delivered: [watch::Sender::new(0), watch::Sender::new(if events { 0 } else { u64::MAX })],
             looked: Default::default(),
             up: AtomicBool::new(false),
-            fault: Mutex::new(Some(String::from("not connected yet"))),
+            faults: [true, events].map(|there| Mutex::new(there.then(|| String::from("not connected yet")))),
             counters: SharedCounters::default(),
             types: Mutex::default(),
         })
@@ -163,7 +172,7 @@ impl SharedState {
 
     /// What is wrong, while something is.
     pub fn fault(&self) -> Option<String> {
-        self.fault.lock().clone()
+        self.faults.iter().find_map(|fault| fault.lock().clone())
     }
 
     /// Whether it answers.
@@ -171,21 +180,24 @@ impl SharedState {
         self.up.load(Ordering::Relaxed)
     }
 
-    fn works(&self) {
-        self.up.store(true, Ordering::Relaxed);
-        if self.fault.lock().take().is_some() {
+    /// Something was written, or nothing waits to be.
+    fn works(&self, role: Role) {
+        let had = self.faults[role as usize].lock().take().is_some();
+        let up = self.fault().is_none();
+        self.up.store(up, Ordering::Relaxed);
+        if had && up {
             log::info!("the shared store works");
         }
     }
 
-    fn fails(&self, why: &StoreError) {
+    fn fails(&self, role: Role, why: &StoreError) {
         self.counters.failures.fetch_add(1, Ordering::Relaxed);
         self.up.store(false, Ordering::Relaxed);
-        let mut fault = self.fault.lock();
         let why = why.to_string();
-        if fault.as_ref() != Some(&why) {
+        let known = self.faults.iter().any(|fault| fault.lock().as_ref() == Some(&why));
+        *self.faults[role as usize].lock() = Some(why.clone());
+        if !known {
             log::warn!("{why}; the journal holds what comes meanwhile");
-            *fault = Some(why);
         }
     }
 

@@ -30,7 +30,7 @@ const CHUNK: usize = 256 << 10;
 /// Events in one delta, at least and at most; more wait for the next. What does not get through in time is made smaller.
 pub(super) const EVENTS: (u64, u64) = (1_000, 400_000);
 /// Bytes of texts in one delta at most, by role: company makes counts cheaper, and events no dearer.
-const BYTES: [u64; 2] = [36 << 20, 4 << 20];
+const BYTES: [u64; 2] = [24 << 20, 4 << 20];
 /// Under load a delta of counts gathers on until its commands are this part of its events, but not for ever: the more
 /// events there are to a key, the cheaper each is.
 const COMMANDS_AN_EVENT: f64 = 0.04;
@@ -113,10 +113,15 @@ impl Publisher {
                     continue;
                 }
                 End::Store(error) => {
-                    self.state.fails(&error);
+                    // What was to expire with what did not get through does not yet.
+                    self.expiring.forget();
+                    self.state.fails(self.role, &error);
                     self.most_events = (self.most_events / 2).max(EVENTS.0);
                 }
-                End::Local(error) => log::error!("the shared store is not fed for now: {error}"),
+                End::Local(error) => {
+                    self.expiring.forget();
+                    log::error!("the shared store is not fed for now: {error}");
+                }
             }
             if *self.stop.borrow() {
                 return;
@@ -152,13 +157,13 @@ impl Publisher {
                 return Err(End::Elsewhere);
             }
         }
-        self.state.works();
         if self.role == Role::Counts && fences.0.iter().flatten().any(|fence| fence.parts_pending) {
             self.publish_all().await?;
         }
         self.note_loss(&mut fences).await?;
         let confirmed = fences.start();
         self.confirmed(confirmed);
+        self.nothing_is_due(confirmed);
         self.follow(fences).await
     }
 
@@ -188,6 +193,13 @@ impl Publisher {
         }
         self.state.looked[self.role as usize].store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// A store that can be read works only if nothing waits to be written: it may refuse that.
+    fn nothing_is_due(&self, delivered: u64) {
+        if delivered >= self.journal.end() {
+            self.state.works(self.role);
+        }
     }
 
     fn delivered(&self) -> &watch::Sender<u64> {
@@ -296,7 +308,7 @@ impl Publisher {
             _ => false,
         });
         if same {
-            self.state.works();
+            self.nothing_is_due(fences.start());
             Ok(())
         } else {
             Err(End::Elsewhere)
@@ -374,7 +386,7 @@ impl Publisher {
         self.most_events = (self.most_events * 2).min(EVENTS.1);
         self.state.counters.events.fetch_add(events, Ordering::Relaxed);
         self.confirmed(fences.start());
-        self.state.works();
+        self.state.works(self.role);
         Ok(())
     }
 
@@ -417,7 +429,7 @@ impl Publisher {
                 // What became of it shows in the fences.
                 return Err(End::Store(error));
             }
-            self.state.fails(&error);
+            self.state.fails(self.role, &error);
             let mut stop = self.stop.clone();
             let _ = tokio::time::timeout(wait, stop.wait_for(|stop| *stop)).await;
             wait = (wait * 2).min(RETRY.1);
