@@ -18,6 +18,11 @@
 //! `GET realtime` reads a published snapshot ([`stats::LiveReader`]), without a mailbox and without the store. Ranges and
 //! lists are read from SQLite by a pool of its own ([`stats::Queries`]). Both say through which entry they count.
 //!
+//! # The path to Redis
+//!
+//! `stats::shared` has two further readers of the journal, one of counts and one of events, whose cursors lie in Redis and are
+//! compared there by the script that applies a delta. Where Redis is, questions merge what all instances have published.
+//!
 //! # The path to Kafka
 //!
 //! [`stream`] has two further readers of the journal: one hands on events, one the numbers of the windows they touched. Their

@@ -110,6 +110,8 @@ impl Publisher {
                 End::Elsewhere => {
                     self.expiring.forget();
                     wait = RETRY.0;
+                    // Somebody else who moves our fence all the time must not make us run in circles.
+                    tokio::time::sleep(RETRY.0).await;
                     continue;
                 }
                 End::Store(error) => {
