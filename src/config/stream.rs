@@ -123,15 +123,7 @@ pub(super) fn validate(raw: &Stream, bad: &mut impl FnMut(&str, String)) -> Stre
     let mut properties: Vec<(String, Secret)> =
         named.map(|(name, value)| (name.to_owned(), Secret(value.clone()))).collect();
     for (name, value) in &raw.properties {
-        let value = match value {
-            toml::Value::String(text) => text.clone(),
-            toml::Value::Integer(_) | toml::Value::Boolean(_) | toml::Value::Float(_) => value.to_string(),
-            _ => {
-                bad(&format!("stream.properties.{name}"), String::from("it must be a text, a number, true or false"));
-                continue;
-            }
-        };
-        properties.push((name.clone(), Secret(value)));
+        flatten(name, value, &mut properties, bad);
     }
     let options = StreamOptions {
         brokers: raw.brokers.0.clone(),
@@ -154,6 +146,27 @@ pub(super) fn validate(raw: &Stream, bad: &mut impl FnMut(&str, String)) -> Stre
         bad(&key, message);
     }
     options
+}
+
+/// A property by its name, or those of a table: who leaves the quotes out of `"socket.timeout.ms" = 1` writes tables.
+fn flatten(
+    name: &str,
+    value: &toml::Value,
+    properties: &mut Vec<(String, Secret)>,
+    bad: &mut impl FnMut(&str, String),
+) {
+    match value {
+        toml::Value::String(text) => properties.push((name.to_owned(), Secret(text.clone()))),
+        toml::Value::Integer(_) | toml::Value::Boolean(_) | toml::Value::Float(_) => {
+            properties.push((name.to_owned(), Secret(value.to_string())));
+        }
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                flatten(&format!("{name}.{key}"), value, properties, bad);
+            }
+        }
+        _ => bad(&format!("stream.properties.{name}"), String::from("it must be a text, a number, true or false")),
+    }
 }
 
 #[cfg(test)]

@@ -47,6 +47,17 @@ impl Span {
     }
 }
 
+/// A text that may hold a password, and so is not shown.
+#[derive(Clone, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(transparent)]
+pub struct Hidden(pub String);
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_empty() { "none" } else { "hidden" })
+    }
+}
+
 /// Addresses of one outside system: a text, several with commas between them, or a list. They may hold passwords, so they
 /// are not shown.
 #[derive(Clone, Default, PartialEq, Eq)]

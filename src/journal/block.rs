@@ -141,6 +141,14 @@ pub enum Found {
     Broken,
 }
 
+/// The block that `bytes` begin with, if it is whole and true.
+pub fn first(bytes: &[u8]) -> Option<BlockHeader> {
+    let head = bytes.first_chunk::<BLOCK_HEADER>()?;
+    let header = BlockHeader::decode(head);
+    let entries = bytes.get(BLOCK_HEADER..BLOCK_HEADER.checked_add(header.len as usize)?)?;
+    header.holds(head, entries).then_some(header)
+}
+
 /// Reads the block at `at` of a segment that has `size` bytes; its entries go into `entries`.
 pub fn read_block(file: &File, at: u64, size: u64, entries: &mut Vec<u8>) -> io::Result<Found> {
     if at >= size {
@@ -240,10 +248,13 @@ mod tests {
             read_block(&file, 0, bytes.len() as u64, &mut entries).unwrap()
         };
         assert!(matches!(read(&good), Found::Block(BlockHeader { seq: 5, time: 77, count: 3, .. })));
+        assert_eq!(first(&[good.as_slice(), b"more"].concat()).map(|header| header.end()), Some(8));
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 0x10;
             assert!(matches!(read(&bad), Found::Broken), "byte {at}");
+            assert_eq!(first(&bad), None, "byte {at}");
+            assert_eq!(first(&good[..at]), None, "cut at {at}");
             if at > 0 {
                 assert!(matches!(read(&good[..at]), Found::Broken), "cut at {at}");
             }

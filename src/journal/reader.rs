@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use tokio::sync::watch;
@@ -10,6 +11,9 @@ use super::JournalError;
 use super::block::{self, BlockHeader, Found, SEGMENT_HEADER, SegmentHeader};
 use crate::clock::UnixMillis;
 use crate::event::codec::{self, Entry};
+
+/// Bytes of a segment that are read at once: at first, and then.
+const PIECE: (usize, usize) = (32 << 10, 256 << 10);
 
 /// Reads entries in order, each once. Its methods block on the disk, so call them off the runtime.
 #[derive(Debug)]
@@ -75,7 +79,7 @@ impl Chunk {
         self.from
     }
 
-    /// Bytes of entries.
+    /// Bytes of entries and of what holds them.
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
@@ -140,6 +144,10 @@ impl Reader {
             if self.segment.is_none() && !self.open()? {
                 break;
             }
+            if self.take_blocks(&mut chunk, end, most)? {
+                continue;
+            }
+            // The end of the segment, a block longer than what is read at once, or damage.
             let Some(segment) = &mut self.segment else { break };
             let size = segment.file.metadata()?.len();
             match block::read_block(&segment.file, segment.at, size, &mut self.scratch)? {
@@ -178,6 +186,34 @@ impl Reader {
             }
         }
         Ok((chunk.end > chunk.from).then_some(chunk))
+    }
+
+    /// Takes the blocks that lie whole in the next piece of the segment; `false` if not one does. A group commit of few
+    /// events is a small block, and a system call for each would cost more than what is done with it.
+    fn take_blocks(&mut self, chunk: &mut Chunk, end: u64, most: usize) -> Result<bool, JournalError> {
+        let Some(segment) = &mut self.segment else { return Ok(false) };
+        let start = chunk.bytes.len();
+        // A reader that has caught up finds little.
+        let piece = if start == 0 { PIECE.0 } else { PIECE.1 };
+        chunk.bytes.resize(start + piece.min(most.saturating_sub(start)).max(block::BLOCK_HEADER), 0);
+        let read = segment.file.read_at(&mut chunk.bytes[start..], segment.at)?;
+        let (mut at, mut kept) = (start, start);
+        while self.next < end
+            && let Some(header) = block::first(&chunk.bytes[at..start + read])
+        {
+            let entries = at + block::BLOCK_HEADER..at + block::BLOCK_HEADER + header.len as usize;
+            at = entries.end;
+            if header.end() > self.next {
+                self.lost += header.seq.saturating_sub(self.next);
+                chunk.blocks.push((header, entries));
+                kept = at;
+                self.next = header.end();
+                chunk.end = self.next;
+            }
+        }
+        segment.at += (at - start) as u64;
+        chunk.bytes.truncate(kept);
+        Ok(at > start)
     }
 
     /// Opens the segment that has the next entry; `false` if the journal is empty.

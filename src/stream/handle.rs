@@ -103,6 +103,11 @@ impl Lane {
         self.runs.fetch_add(1, Ordering::Relaxed);
         self.records.fetch_add(records, Ordering::Relaxed);
         self.delivered.send_replace(next);
+        self.well();
+    }
+
+    /// Nothing is wrong any more.
+    pub(super) fn well(&self) {
         if self.fault.lock().take().is_some() {
             log::info!("the stream goes on");
         }
@@ -145,9 +150,21 @@ pub(super) struct Shared {
     /// The cursor of the events with its books, as it is in Kafka.
     pub cursor: ArcSwap<Cursor>,
     pub dead_letters: AtomicU64,
+    /// How often topics had gone that were there before.
+    pub topics_gone: AtomicU64,
     pub stop: watch::Sender<bool>,
     /// The journal's end when the stream was started.
     pub opened_at: u64,
+}
+
+impl Shared {
+    /// Notes that a reader, having been at work before, found topics missing: whoever makes them anew, the other reader has
+    /// lost what it had in them too, and is to look by opening a new session.
+    pub fn miss_topics(&self, lane: &Lane) {
+        if *lane.known.borrow() {
+            self.topics_gone.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// The handle of the stream.

@@ -61,6 +61,7 @@ pub fn start(
         aggregates: Lane::default(),
         cursor: ArcSwap::default(),
         dead_letters: std::sync::atomic::AtomicU64::new(0),
+        topics_gone: std::sync::atomic::AtomicU64::new(0),
         stop: watch::Sender::new(false),
         opened_at: journal.end(),
     });

@@ -24,6 +24,12 @@ pub(super) const SHORTEST_WAIT: Duration = Duration::from_millis(200);
 /// The longest wait after a failure.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
+/// What fails after so long a time without a failure fails for the first time.
+const CALM: Duration = Duration::from_secs(30);
+
+/// How often it is looked after the topics while there is nothing to send.
+pub(super) const LOOK: Duration = Duration::from_secs(15);
+
 /// Runs in a row that may be given up before the session is.
 const ABORTS: u32 = 3;
 
@@ -79,6 +85,9 @@ async fn run(parts: Parts) -> Exit {
             Ok(worker) => worker,
             Err(StreamError::Interrupted) => return Exit::Failed,
             Err(error) => {
+                if matches!(error, StreamError::Topics(_)) {
+                    shared.miss_topics(lane);
+                }
                 lane.report("events", &error);
                 if pause(wait, &mut stop).await {
                     return left_over(&journal, lane.delivered());
@@ -87,12 +96,17 @@ async fn run(parts: Parts) -> Exit {
                 continue;
             }
         };
+        if worker.session().made_topics {
+            shared.miss_topics(lane);
+        }
+        let gone = shared.topics_gone.load(Ordering::Relaxed);
         lane.opened("events", worker.cursor().next);
         shared.cursor.store(Arc::new(worker.cursor().clone()));
         pin.set(worker.cursor().next);
         // What was wrong with reaching Kafka is over; what else may be wrong shows with the first run.
         *lane.fault.lock() = None;
         let mut idle_since = Stopwatch::start();
+        let mut well = Stopwatch::start();
         let mut aborted = 0;
         loop {
             if worker.reader().caught_up() {
@@ -103,6 +117,31 @@ async fn run(parts: Parts) -> Exit {
                 tokio::select! {
                     _ = worker.reader().ready() => {}
                     _ = stop.wait_for(|stop| *stop) => continue,
+                    () = tokio::time::sleep(LOOK) => {
+                        let options = shared.options.clone();
+                        let looked = blocking(move || {
+                            let looked = worker.session().deleted_topic(&options);
+                            Ok((worker, looked))
+                        });
+                        let Ok((back, looked)) = looked.await else { return Exit::Failed };
+                        worker = back;
+                        match looked {
+                            Ok(None) if gone == shared.topics_gone.load(Ordering::Relaxed) => lane.well(),
+                            Ok(None) => {
+                                discard(worker).await;
+                                break;
+                            }
+                            // A new session makes it anew, and finds out what was in it.
+                            Ok(Some(deleted)) => {
+                                shared.miss_topics(lane);
+                                lane.report("events", &deleted);
+                                discard(worker).await;
+                                break;
+                            }
+                            Err(error) => lane.report("events", &error),
+                        }
+                        continue;
+                    }
                 }
                 let left = shared.options.flush_interval.saturating_sub(idle_since.elapsed());
                 pause(left, &mut stop).await;
@@ -130,6 +169,8 @@ async fn run(parts: Parts) -> Exit {
                 }
                 Err(failure) => {
                     let mut lost = lane.failed("events", &failure);
+                    wait = after(wait, &well);
+                    well = Stopwatch::start();
                     if !matches!(failure, Failure::Refused(_)) {
                         // What fails again and again may need what only a new session looks after: its topics.
                         aborted += 1;
@@ -146,6 +187,11 @@ async fn run(parts: Parts) -> Exit {
             }
         }
     }
+}
+
+/// The wait after a failure, when things were well since then.
+pub(super) fn after(wait: Duration, well: &Stopwatch) -> Duration {
+    if well.elapsed() > CALM { SHORTEST_WAIT } else { wait }
 }
 
 /// Says what a stop leaves to the next start.

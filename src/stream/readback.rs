@@ -24,7 +24,7 @@ const STALL: Duration = Duration::from_secs(20);
 const TAIL: i64 = 2_000;
 
 fn consumer(options: &StreamOptions, committed_only: bool) -> Result<BaseConsumer<Quiet>, StreamError> {
-    BaseConsumer::from_config_and_context(&options.consumer(committed_only), Quiet)
+    BaseConsumer::from_config_and_context(&options.consumer(committed_only), Quiet::default())
         .map_err(|error| StreamError::broker("no consumer", &error))
 }
 

@@ -23,13 +23,13 @@ const PATIENCE: Duration = Duration::from_secs(25);
 /// How long it is waited for deliveries before it is looked for failures.
 const SLICE: Duration = Duration::from_millis(50);
 /// The number of the cursor's record.
-const CURSOR: usize = usize::MAX;
+const CURSOR: usize = usize::MAX >> 8;
 
 /// Why a run was not delivered.
 #[derive(Debug)]
 pub enum Failure {
     /// Nothing of it is in Kafka (in mode idempotent: what is not among these is). Kafka does not want these records: their
-    /// numbers, and why.
+    /// numbers, and why. None of them: the run was only hit by the end of the one before, and can be tried again at once.
     Refused(Vec<(usize, RDKafkaErrorCode)>),
     /// Nothing of it is in Kafka; it may be tried again.
     Aborted(String),
@@ -43,6 +43,10 @@ pub struct Session {
     mode: Mode,
     cursors: Arc<str>,
     open: bool,
+    /// Whether the last run was hit by the end of the one before it.
+    echoed: bool,
+    /// Whether topics were missing when it was opened.
+    pub made_topics: bool,
 }
 
 /// Whether Kafka will never take the record.
@@ -68,7 +72,7 @@ impl Session {
         let producer = ThreadedProducer::from_config_and_context(&config, reports)
             .map_err(|error| StreamError::broker("no producer", &error))?;
         let handle = tokio::runtime::Handle::try_current().map_err(|_| StreamError::Interrupted)?;
-        handle.block_on(topics::ensure(options, &producer))?;
+        let made_topics = handle.block_on(topics::ensure(options, &producer))?;
         if options.mode == Mode::Transactional {
             let watch = Stopwatch::start();
             while let Err(error) = producer.init_transactions(CALL) {
@@ -78,7 +82,14 @@ impl Session {
                 }
             }
         }
-        Ok(Self { producer, mode: options.mode, cursors: Arc::from(topics.cursors.as_str()), open: false })
+        let cursors = Arc::from(topics.cursors.as_str());
+        Ok(Self { producer, mode: options.mode, cursors, open: false, echoed: false, made_topics })
+    }
+
+    /// A topic that has been deleted since this was opened: while there is nothing to send, nothing else would tell.
+    pub fn deleted_topic(&self, options: &StreamOptions) -> Result<Option<StreamError>, StreamError> {
+        let missing = topics::missing(options, &self.producer)?;
+        Ok(missing.first().map(|spec| StreamError::Topics(format!("the topic {} has been deleted", spec.name))))
     }
 
     /// Begins a run.
@@ -99,20 +110,22 @@ impl Session {
             .fold(OwnedHeaders::new_with_capacity(record.headers.len()), |headers, (key, value)| {
                 headers.insert(Header { key, value: Some(value.as_ref()) })
             });
-        let mut outgoing = BaseRecord::<[u8], [u8], usize>::with_opaque_to(&record.topic, number)
-            .key(&record.key)
-            .headers(headers)
-            .timestamp(record.timestamp);
+        let mut outgoing =
+            BaseRecord::<[u8], [u8], usize>::with_opaque_to(&record.topic, self.producer.context().tag(number))
+                .key(&record.key)
+                .headers(headers)
+                .timestamp(record.timestamp);
         if let Some(value) = &record.value {
             outgoing = outgoing.payload(value);
         }
         if let Some(partition) = record.partition {
             outgoing = outgoing.partition(partition);
         }
-        let watch = Stopwatch::start();
+        let mut waiting: Option<Stopwatch> = None;
         loop {
             let Err((error, back)) = self.producer.send(outgoing) else { return Ok(()) };
             outgoing = back;
+            let watch = waiting.get_or_insert_with(Stopwatch::start);
             match error.rdkafka_error_code() {
                 // The broker is slow, and librdkafka holds as much as it may.
                 Some(RDKafkaErrorCode::QueueFull)
@@ -173,6 +186,7 @@ impl Session {
             }
         }
         self.open = false;
+        self.echoed = false;
         Ok(())
     }
 
@@ -198,23 +212,35 @@ impl Session {
                 Err(_) => {}
             }
         };
-        let failed = self.producer.context().failed();
-        let refused: Vec<_> =
-            failed.iter().filter(|(number, code)| *number != CURSOR && is_refusal(*code)).copied().collect();
-        let other = failed.iter().find(|(_, code)| !is_refusal(*code) && !is_echo(*code));
+        let mut failed = self.producer.context().failed();
+        if flushed.is_ok() && failed.is_empty() {
+            return Ok(());
+        }
+        if self.mode == Mode::Transactional && !failed.is_empty() {
+            // An echo may be heard before what it is the echo of. When this is over, everything has been reported.
+            self.roll_back()?;
+            failed = self.producer.context().failed();
+        }
+        let is_refused = |(number, code): &&(usize, RDKafkaErrorCode)| *number != CURSOR && is_refusal(*code);
+        let refused: Vec<_> = failed.iter().filter(is_refused).copied().collect();
+        let other = failed.iter().map(|(_, code)| *code).find(|code| !is_refusal(*code) && !is_echo(*code));
         match (flushed, refused.is_empty(), other) {
-            (Ok(()), true, None) if failed.is_empty() => Ok(()),
             // In mode idempotent, others that failed may be there or not.
-            (_, false, Some((_, code))) if self.mode == Mode::Idempotent => Err(Failure::Lost(code.to_string())),
-            (Ok(()), false, _) => {
-                self.roll_back()?;
-                Err(Failure::Refused(refused))
-            }
+            (_, false, Some(code)) if self.mode == Mode::Idempotent => Err(Failure::Lost(code.to_string())),
+            (Ok(()), false, _) => Err(Failure::Refused(refused)),
             (Err(error), _, _) => Err(self.abort(&reason(&error))),
-            (_, _, Some((_, code))) => Err(self.abort(&code.to_string())),
+            (_, _, Some(code)) => Err(self.abort(&code.to_string())),
             (_, _, None) => {
-                let (_, code) = failed[0];
-                Err(self.abort(&format!("the cursor was refused: {code}")))
+                let code = failed.iter().map(|(_, code)| *code).find(|code| !is_echo(*code));
+                match code {
+                    Some(code) => Err(self.abort(&format!("the cursor was refused: {code}"))),
+                    // librdkafka empties its queues some time after a transaction is given up, and may take what the next
+                    // one has put there.
+                    None if self.mode == Mode::Transactional && !std::mem::replace(&mut self.echoed, true) => {
+                        Err(Failure::Refused(Vec::new()))
+                    }
+                    None => Err(self.abort("the transaction was given up")),
+                }
             }
         }
     }

@@ -43,11 +43,18 @@ impl Tail {
     /// When no broker answers within 10 s, or there is no such topic.
     pub fn open(options: &StreamOptions, topic: &str, from_beginning: bool) -> Result<Self, StreamError> {
         let failed = |what, error: KafkaError| StreamError::broker(what, &error);
-        let consumer: BaseConsumer<Quiet> = BaseConsumer::from_config_and_context(&options.consumer(true), Quiet)
-            .map_err(|error| failed("no consumer", error))?;
-        let listed = consumer
-            .fetch_metadata(None, PATIENCE)
-            .map_err(|error| failed("the brokers of stream.brokers do not answer", error))?;
+        let consumer: BaseConsumer<Quiet> =
+            BaseConsumer::from_config_and_context(&options.consumer(true), Quiet::default())
+                .map_err(|error| failed("no consumer", error))?;
+        let listed = consumer.fetch_metadata(None, PATIENCE).map_err(|error| {
+            // What librdkafka has to say beside waits in its queue.
+            for _ in 0..16 {
+                drop(consumer.poll(Duration::ZERO));
+            }
+            let what = "the brokers of stream.brokers do not answer";
+            let trouble = consumer.context().trouble.take();
+            trouble.map_or_else(|| failed(what, error), |why| StreamError::Broker { what, why: String::from(why) })
+        })?;
         let Some(found) = listed.topics().iter().find(|found| found.name() == topic) else {
             return Err(StreamError::Topics(format!(
                 "there is no topic {topic}; a running server with [stream] brokers creates its own, with the prefix `{}`",

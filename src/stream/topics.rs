@@ -6,6 +6,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::producer::{Producer, ThreadedProducer};
 
 use super::client::{Quiet, Reports};
+use super::error::reason;
 use super::{StreamError, StreamOptions};
 use crate::clock::UnixMillis;
 
@@ -110,44 +111,59 @@ impl Spec {
     }
 }
 
-/// Makes sure that all topics are there.
+/// How long one call may take.
+const CALL: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// The topics that are not there. Blocks.
+pub fn missing(options: &StreamOptions, producer: &ThreadedProducer<Reports>) -> Result<Vec<Spec>, StreamError> {
+    const WHAT: &str = "the topics cannot be listed";
+    // The list of all topics: to ask for one by name can create it, as the broker likes.
+    let listed = producer.client().fetch_metadata(None, CALL).map_err(|error| {
+        producer.context().trouble.take().map_or_else(
+            || StreamError::broker(WHAT, &error),
+            |why| StreamError::Broker { what: WHAT, why: String::from(why) },
+        )
+    })?;
+    // What went wrong on the way here is over.
+    producer.context().trouble.take();
+    let mut missing = Spec::all(options);
+    missing.retain(|spec| !listed.topics().iter().any(|topic| topic.name() == spec.name));
+    Ok(missing)
+}
+
+/// Makes sure that all topics are there; true when some were not.
 ///
 /// # Errors
 /// [`StreamError::Topics`] with the commands when some are missing and are not to be, or cannot be, created here.
-pub async fn ensure(options: &StreamOptions, producer: &ThreadedProducer<Reports>) -> Result<(), StreamError> {
-    let timeout = std::time::Duration::from_secs(5);
-    // The list of all topics: to ask for one by name can create it, as the broker likes.
-    let listed = producer
-        .client()
-        .fetch_metadata(None, timeout)
-        .map_err(|error| StreamError::broker("the topics cannot be listed", &error))?;
-    let mut missing = Spec::all(options);
-    missing.retain(|spec| !listed.topics().iter().any(|topic| topic.name() == spec.name));
+pub async fn ensure(options: &StreamOptions, producer: &ThreadedProducer<Reports>) -> Result<bool, StreamError> {
+    let missing = missing(options, producer)?;
     if missing.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let mut refused = Vec::new();
     if options.create_topics {
         let config = options.consumer(true);
-        let admin: AdminClient<Quiet> = AdminClient::from_config_and_context(&config, Quiet)
+        let admin: AdminClient<Quiet> = AdminClient::from_config_and_context(&config, Quiet::default())
             .map_err(|error| StreamError::broker("no admin client", &error))?;
         let new: Vec<NewTopic<'_>> = missing.iter().map(new_topic).collect();
-        let how = AdminOptions::new().request_timeout(Some(timeout)).operation_timeout(Some(timeout));
-        let results = admin
-            .create_topics(&new, &how)
-            .await
-            .map_err(|error| StreamError::broker("the topics cannot be created", &error))?;
-        for (spec, result) in missing.iter().zip(results) {
-            match result {
-                Ok(_) => log::info!("the topic {} has been created", spec.name),
-                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-                Err((_, code)) => refused.push((spec, code.to_string())),
+        let how = AdminOptions::new().request_timeout(Some(CALL)).operation_timeout(Some(CALL));
+        match admin.create_topics(&new, &how).await {
+            Ok(results) => {
+                for (spec, result) in missing.iter().zip(results) {
+                    match result {
+                        Ok(_) => log::info!("the topic {} has been created", spec.name),
+                        Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                        Err((_, code)) => refused.push((spec, code.to_string())),
+                    }
+                }
             }
+            // A broker that lets clients list topics but not create them may simply not answer.
+            Err(error) => refused.extend(missing.iter().map(|spec| (spec, reason(&error)))),
         }
     } else {
         refused.extend(missing.iter().map(|spec| (spec, String::from("stream.create_topics is false"))));
     }
-    let Some((_, why)) = refused.first() else { return Ok(()) };
+    let Some((_, why)) = refused.first() else { return Ok(true) };
     let names: Vec<&str> = refused.iter().map(|(spec, _)| spec.name.as_str()).collect();
     let commands: Vec<String> = refused.iter().map(|(spec, _)| spec.command()).collect();
     Err(StreamError::Topics(format!(

@@ -119,6 +119,11 @@ impl Worker {
         &self.cursor
     }
 
+    /// The connection, to look after it.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
     /// The journal's reader, to wait for more.
     pub fn reader(&mut self) -> &mut Reader {
         &mut self.reader
@@ -238,9 +243,16 @@ impl Worker {
     fn note(&mut self, refused: &[(usize, RDKafkaErrorCode)], sent: &HashSet<u64>) {
         // Those that were not refused are there.
         self.already.extend(sent.iter().filter(|seq| !refused.iter().any(|(r, _)| *r as u64 == **seq)));
-        // A batch is refused as a whole: only a record that stands alone, or that the broker names, is the culprit.
+        if refused.is_empty() {
+            return;
+        }
+        // A batch is refused as a whole: only a record that stands alone, or that the broker names, is the culprit. Where
+        // all are named, nobody is: it may have been the batch.
         let named = refused.iter().filter(|(_, code)| *code == RDKafkaErrorCode::InvalidRecord);
-        let named: Vec<_> = named.copied().collect();
+        let mut named: Vec<_> = named.copied().collect();
+        if named.len() == refused.len() {
+            named.clear();
+        }
         let culprits = match (refused, named.as_slice()) {
             ([one], _) => vec![*one],
             (_, []) => Vec::new(),

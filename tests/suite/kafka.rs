@@ -1,5 +1,6 @@
 //! A real Kafka for tests, and clients that are not ours to read it.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -31,6 +32,18 @@ impl Broker {
         SHARED.get_or_init(|| Broker::start(&[]))
     }
 
+    /// One that speaks TLS and SASL as well, beside the plain address.
+    pub fn secure() -> Self {
+        Self::start(&["--secure"])
+    }
+
+    /// What a client of such a broker needs: a file by its name (`ca.pem`, `client.key`), or what is in it (`sasl`).
+    pub fn secret(&self, name: &str) -> (String, String) {
+        let path = self.0.file("secure").join(name);
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        (path.to_str().unwrap().to_owned(), text)
+    }
+
     /// `127.0.0.1:PORT`.
     pub fn address(&self) -> &str {
         &self.0.address
@@ -59,6 +72,18 @@ impl Broker {
         command.arg(script).args([client, self.address(), topic, isolation]);
         run(&mut command).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
+}
+
+/// Whether a test cannot be run, because the broker is not Apache Kafka but what stands in for it (scripts/services); says
+/// so, with the reason.
+pub fn skipped(test: &str, why: &str) -> bool {
+    let kind = std::fs::read_to_string(Broker::shared().0.file("kind")).unwrap();
+    let skipped = kind != "java";
+    if skipped {
+        // Past what the test harness keeps to itself.
+        let _ = writeln!(std::io::stderr(), "skipped: {test}: it needs Apache Kafka; its stand-in {why}");
+    }
+    skipped
 }
 
 /// The interpreter that has the clients, from scripts/services.

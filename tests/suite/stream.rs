@@ -10,7 +10,7 @@ use tidegate::clock::Clock;
 
 use crate::client;
 use crate::crash::{Chance, Load, check, seed};
-use crate::kafka::{Broker, prefix};
+use crate::kafka::{Broker, prefix, skipped};
 use crate::services::{Line, Proxy, Service};
 use crate::shared_faults::{keyspace, told};
 use crate::support::{Process, TestApp};
@@ -25,11 +25,11 @@ fn settings<'a>(brokers: &'a str, prefix: &'a str) -> Vec<(&'a str, &'a str)> {
     ]
 }
 
-fn brokers(address: &str) -> String {
+pub fn brokers(address: &str) -> String {
     format!("[\"{address}\"]")
 }
 
-async fn delivered(app: &TestApp) {
+pub async fn delivered(app: &TestApp) {
     let core = app.app().core();
     let end = core.journal.end();
     let stream = core.stream.as_ref().unwrap();
@@ -43,7 +43,7 @@ async fn delivered(app: &TestApp) {
 }
 
 /// What Kafka holds, on a thread: a foreign client takes seconds.
-async fn read(broker: &'static Broker, client: &'static str, topic: String) -> Vec<Value> {
+pub async fn read(broker: &'static Broker, client: &'static str, topic: String) -> Vec<Value> {
     actix_web::rt::task::spawn_blocking(move || broker.read(client, &topic, "read_committed")).await.unwrap()
 }
 
@@ -153,6 +153,9 @@ fn murmur2_is_javas() {
 /// client reads it that is not ours, with the API, and with the audit.
 #[actix_web::test]
 async fn kills_of_all_sides_lose_and_double_nothing() {
+    if skipped("kills_of_all_sides_lose_and_double_nothing", "keeps all in memory, and forgets it when it is killed") {
+        return;
+    }
     let broker = Arc::new(Broker::start(&[]));
     let redis = Arc::new(Service::start("redis", &["--appendonly", "yes", "--appendfsync", "always"]));
     let shared = redis.address.clone();
@@ -405,14 +408,14 @@ async fn who_reads_the_latest_aggregates_holds_what_the_api_says() {
 }
 
 /// The ids in the topic of events, which must all be different.
-fn ids(events: &[Value]) -> BTreeSet<String> {
+pub fn ids(events: &[Value]) -> BTreeSet<String> {
     let ids: Vec<String> = events.iter().map(|e| e["headers"]["ce_id"].as_str().unwrap().to_owned()).collect();
     let set: BTreeSet<String> = ids.iter().cloned().collect();
     assert_eq!(set.len(), ids.len(), "an event is in Kafka twice");
     set
 }
 
-async fn post_events(app: &TestApp, from: u32, to: u32) {
+pub async fn post_events(app: &TestApp, from: u32, to: u32) {
     for n in from..to {
         let event = json!({"type": "click", "id": format!("e{n}"), "user_id": format!("u{}", n % 11)});
         assert_eq!(app.post(event.to_string()).await.status, 202);
@@ -421,6 +424,9 @@ async fn post_events(app: &TestApp, from: u32, to: u32) {
 
 #[actix_web::test]
 async fn a_broker_that_is_away_is_no_ingest_outage() {
+    if skipped("a_broker_that_is_away_is_no_ingest_outage", "keeps all in memory, and forgets it when it is killed") {
+        return;
+    }
     let broker = Broker::start(&[]);
     let (prefix, address) = (prefix(), brokers(broker.address()));
     broker.kill();
@@ -475,6 +481,10 @@ async fn a_broker_that_is_away_is_no_ingest_outage() {
 
 #[actix_web::test]
 async fn what_kafka_refuses_goes_to_the_dead_letters_and_the_rest_goes_on() {
+    if skipped("what_kafka_refuses_goes_to_the_dead_letters_and_the_rest_goes_on", "has none of the limits of a topic")
+    {
+        return;
+    }
     let (broker, prefix) = (Broker::shared(), prefix());
     let address = brokers(broker.address());
     // The broker takes less than Tidegate knows: some are refused here, and some there.
@@ -571,6 +581,12 @@ fn a_tail_without_kafka_says_what_to_set() {
 
 #[actix_web::test]
 async fn a_connection_that_loses_answers_doubles_nothing() {
+    if skipped(
+        "a_connection_that_loses_answers_doubles_nothing",
+        "cannot be told to name the address of a proxy, and shows what a transaction gave up",
+    ) {
+        return;
+    }
     // The broker sends its clients to the proxy, whose port is found by having had it.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let broker = Broker::start(&[&format!("advertised.listeners=PLAINTEXT://{free}")]);
@@ -605,6 +621,9 @@ async fn a_connection_that_loses_answers_doubles_nothing() {
 
 #[actix_web::test]
 async fn mode_idempotent_goes_on_after_what_is_there() {
+    if skipped("mode_idempotent_goes_on_after_what_is_there", "says the end of a partition wrong, by up to a batch") {
+        return;
+    }
     let (broker, prefix, seed) = (Broker::shared(), prefix(), seed());
     println!("seed {seed}");
     let address = brokers(broker.address());

@@ -1,5 +1,6 @@
 //! The actor that hands on aggregates: a loop like the publisher's, with a session and a cursor of its own.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, WrapFuture};
@@ -15,7 +16,7 @@ use crate::journal::{Journal, Reader};
 use crate::stats::{Retention, StatsHandle};
 use crate::stream::handle::Lane;
 use crate::stream::outgoing::Outgoing;
-use crate::stream::publisher::{LONGEST_WAIT, Parts, SHORTEST_WAIT, blocking, discard, pause};
+use crate::stream::publisher::{LONGEST_WAIT, LOOK, Parts, SHORTEST_WAIT, after, blocking, discard, pause};
 use crate::stream::session::{Failure, Session};
 use crate::stream::{StreamError, StreamOptions, Topics, readback};
 
@@ -72,12 +73,17 @@ async fn run(parts: Parts, stats: StatsHandle, retention: Retention) -> Exit {
     let mut stop = parts.shared.stop.subscribe();
     let mut wait = SHORTEST_WAIT;
     loop {
+        let well = Stopwatch::start();
         let error = match follow(&parts, &stats, &retention, &mut wait).await {
             Ok(()) => return Exit::Stopped,
             Err(StreamError::Interrupted) => return Exit::Failed,
             Err(error) => error,
         };
+        if matches!(error, StreamError::Topics(_)) {
+            parts.shared.miss_topics(lane);
+        }
         lane.report("aggregates", &error);
+        wait = after(wait, &well);
         if pause(wait, &mut stop).await {
             return Exit::Stopped;
         }
@@ -97,6 +103,10 @@ async fn follow(
     let mut stop = shared.stop.subscribe();
     let maker = Maker::new(&Topics::new(&options.topic_prefix));
     let (mut desk, stored) = open(options, journal, clock).await?;
+    if desk.session.as_ref().is_some_and(|session| session.made_topics) {
+        shared.miss_topics(lane);
+    }
+    let gone = shared.topics_gone.load(Ordering::Relaxed);
     let now = clock.now();
     let gap = stored.as_ref().is_some_and(|cursor| oldest(journal) > cursor.next);
     let mut state = match stored {
@@ -132,6 +142,7 @@ async fn follow(
     pin.set(state.next());
     *lane.fault.lock() = None;
     let mut reader = journal.reader(state.next());
+    let mut looked = Stopwatch::start();
     loop {
         let turn = Stopwatch::start();
         let (back, touched) = fold(reader, state.next(), options.allowed_lateness).await?;
@@ -153,6 +164,13 @@ async fn follow(
         if !plan.is_empty(&state) {
             say(&mut desk, stats, &maker, journal, &state, &plan, lane).await?;
             *wait = SHORTEST_WAIT;
+            looked = Stopwatch::start();
+        } else if looked.elapsed() > LOOK {
+            desk = look(desk).await?;
+            if gone != shared.topics_gone.load(Ordering::Relaxed) {
+                return Err(StreamError::Cursor(String::from("topics were deleted, and with them what it stood for")));
+            }
+            looked = Stopwatch::start();
         }
         state = plan.after;
         pin.set(state.next());
@@ -169,7 +187,7 @@ async fn follow(
 
 /// The number of the oldest entry that the journal still has.
 fn oldest(journal: &Journal) -> u64 {
-    journal.stats().oldest.load(std::sync::atomic::Ordering::Relaxed)
+    journal.stats().oldest.load(Ordering::Relaxed)
 }
 
 async fn open(
@@ -245,6 +263,7 @@ async fn say(
                 Err(failure) => {
                     lane.failed("aggregates", &failure);
                     match failure {
+                        Failure::Refused(refused) if refused.is_empty() => {}
                         Failure::Refused(_) if desk.max_bytes > 4096 => desk.max_bytes = 4096,
                         Failure::Refused(refused) => {
                             log::error!("{} aggregates are refused by Kafka and left out", refused.len());
@@ -259,6 +278,18 @@ async fn say(
         }
     }
     Ok(())
+}
+
+/// Fails when a topic has been deleted: a new session makes it anew, and says what was in it.
+async fn look(desk: Desk) -> Result<Desk, StreamError> {
+    blocking(move || {
+        let session = desk.session.as_ref().ok_or(StreamError::Interrupted)?;
+        match session.deleted_topic(&desk.options)? {
+            Some(deleted) => Err(deleted),
+            None => Ok(desk),
+        }
+    })
+    .await
 }
 
 /// Delivers records with a cursor.
