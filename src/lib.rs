@@ -35,6 +35,8 @@
 
 pub mod actor;
 pub mod app;
+pub mod cache;
+pub mod catalog;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -43,5 +45,6 @@ pub mod event;
 pub mod http;
 pub mod journal;
 pub mod lifecycle;
+pub mod redis;
 pub mod stats;
 pub mod stream;

@@ -29,7 +29,15 @@ start_server() {
             bring_up kafka "$dir" "$@"
             printf '127.0.0.1:%s\n' "$(cat "$dir/port")"
             ;;
-        *) fail "there is no server \"$kind\" here; known are: redis, redis-cluster, kafka" ;;
+        postgres)
+            bring_up postgres "$dir" "$@"
+            printf 'postgres://tidegate:tidegate@127.0.0.1:%s/postgres\n' "$(cat "$dir/port")"
+            ;;
+        mariadb)
+            bring_up mariadb "$dir" "$@"
+            printf 'mysql://tidegate:tidegate@127.0.0.1:%s/tidegate\n' "$(cat "$dir/port")"
+            ;;
+        *) fail "there is no server \"$kind\" here; known are: redis, redis-cluster, kafka, postgres, mariadb" ;;
     esac
 }
 
@@ -165,6 +173,63 @@ launch() {
     fi
 }
 
+# launch_as USER DIR PLACE COMMAND...: the same, as another user if we are root; for what refuses to be root.
+launch_as() {
+    local user=$1 dir=$2 place=$3
+    shift 3
+    if [ "$(id -u)" -eq 0 ]; then
+        # setpriv keeps the pid too.
+        launch "$dir" "$place" setpriv --reuid="$user" --regid="$user" --init-groups "$@"
+    else
+        launch "$dir" "$place" "$@"
+    fi
+}
+
+as_user() {
+    local user=$1
+    shift
+    if [ "$(id -u)" -eq 0 ]; then
+        (cd / && setpriv --reuid="$user" --regid="$user" --init-groups "$@")
+    else
+        "$@"
+    fi
+}
+
+owned_by() {
+    mkdir -p "$1"
+    chmod 700 "$1"
+    [ "$(id -u)" -ne 0 ] || chown "$2:" "$1"
+}
+
+# Whether USER can get to what is in DIR: a temporary folder is closed to others at first.
+others_may_enter() {
+    [ "$(id -u)" -eq 0 ] || return 0
+    chmod o+x "$1"
+    as_user "$2" test -x "$1" || fail "the user $2 cannot enter $1; please name a folder that others may pass through, as below /tmp."
+}
+
+# Whether a process has this as its place.
+lives_in() { [ -n "$(find /proc/[0-9]*/cwd -maxdepth 0 -lname "$1" -print -quit 2>/dev/null)" ]; }
+
+# certificate DIR USER: an authority of its own in DIR/tls/ca.crt, and what a server on loopback shows that is signed by it.
+certificate() {
+    local at=$1/tls
+    programs openssl || fail "openssl is not there yet. Please run: scripts/services postgres mariadb"
+    rm -rf "$at"
+    owned_by "$at" "$2"
+    {
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 -subj "/CN=Tidegate tests" \
+            -keyout "$at/ca.key" -out "$at/ca.crt"
+        openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj "/CN=localhost" \
+            -keyout "$at/server.key" -out "$at/server.csr"
+        openssl x509 -req -in "$at/server.csr" -CA "$at/ca.crt" -CAkey "$at/ca.key" -CAcreateserial -days 30 \
+            -extfile <(printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\n') \
+            -out "$at/server.crt"
+    } >"$1/tls.log" 2>&1 || fail "no certificate could be made; the reason is in $1/tls.log"
+    chmod 600 "$at/server.key"
+    [ "$(id -u)" -ne 0 ] || chown -R "$2:" "$at"
+}
+
 close_others() {
     local fd
     for fd in "/proc/$BASHPID/fd/"*; do
@@ -221,7 +286,7 @@ stop_servers() {
     for dir in "${dirs[@]}"; do
         if alive "$dir"; then
             # One that is paused would not hear of it.
-            kill "$(cat "$dir/pid")" 2>/dev/null || true
+            kill -"$(cat "$dir/stop-signal" 2>/dev/null || echo TERM)" "$(cat "$dir/pid")" 2>/dev/null || true
             kill -CONT "$(cat "$dir/pid")" 2>/dev/null || true
         fi
     done

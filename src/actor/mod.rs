@@ -8,7 +8,8 @@ use std::io;
 use actix::{Arbiter, ArbiterHandle};
 
 /// How much a thread in the background gives way: at 15 it has about a thirtieth of what a busy thread beside it has. There
-/// are half a dozen of them, and the servers they feed take their share too.
+/// are half a dozen of them, and the servers they feed take their share too. SCHED_IDLE would cost requests a tenth less, but
+/// leaves a busy machine's readers next to nothing, and they would fall behind for as long as it is busy.
 const NICE: i32 = 15;
 
 /// An arbiter for readers that may lag: its thread, and those it blocks, give way to those that answer requests. The

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use actix::dev::ToEnvelope;
+use actix::dev::{SendError, ToEnvelope};
 use actix::{Actor, Addr, ArbiterHandle, Context, Handler, MailboxError, Message};
 use arc_swap::ArcSwapOption;
 use tokio::sync::mpsc;
@@ -127,6 +127,21 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
         match self.addr.load_full() {
             Some(addr) => addr.send(message).await,
             None => Err(MailboxError::Closed),
+        }
+    }
+
+    /// Leaves a message without waiting, over the one address whose bound holds; gives it back where there is no room, or
+    /// nobody.
+    pub fn try_send<M>(&self, message: M) -> Result<(), SendError<M>>
+    where
+        A: Handler<M>,
+        A::Context: ToEnvelope<A, M>,
+        M: Message + Send + 'static,
+        M::Result: Send,
+    {
+        match &*self.addr.load() {
+            Some(addr) => addr.try_send(message),
+            None => Err(SendError::Closed(message)),
         }
     }
 

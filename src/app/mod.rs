@@ -1,5 +1,6 @@
 //! The composition root: config -> stores -> actors -> HTTP, and the drain in reverse.
 
+mod catalog;
 pub mod lock;
 
 use std::net::{SocketAddr, TcpListener};
@@ -10,11 +11,13 @@ use actix_web::dev::ServerHandle;
 use anyhow::Context;
 use tokio::task::JoinHandle;
 
+use crate::catalog::CatalogHandle;
+use crate::catalog::popularity::{self, PopularityHandle};
 use crate::clock::{Clock, Stopwatch};
 use crate::config::Config;
 use crate::event::visitor::Salts;
 use crate::http;
-use crate::journal::Journal;
+use crate::journal::{self, Journal};
 use crate::lifecycle::{Lifecycle, Phase, stop_signal};
 use crate::stats::{self, StatsHandle};
 use crate::stream::{self, StreamHandle};
@@ -32,6 +35,8 @@ pub struct Core {
     pub journal: Journal,
     /// What counts it.
     pub stats: StatsHandle,
+    /// What scores products by it.
+    pub popularity: PopularityHandle,
     /// What hands it on, if anything does.
     pub stream: Option<StreamHandle>,
     lock: DataLock,
@@ -49,13 +54,19 @@ impl Core {
                     Salts::open(&config.data.join("keys"), clock.now()).context("cannot open the visitor salts")?;
                 let store = stats::open_store(&config.data.join("stats.db"), config.stats.clone())
                     .context("cannot open the statistics")?;
-                let journal =
-                    Journal::open(&config.data.join("journal"), config.journal.clone(), clock, store.cursor())?;
-                Ok((salts, store, journal))
+                let products =
+                    popularity::open_store(&config.data.join("popularity.db"), config.popularity.max_products)
+                        .context("cannot open the popularity of products")?;
+                let folder = config.data.join("journal");
+                // Where it cannot be read, opening it says so.
+                let name = journal::name_in(&folder).unwrap_or_default();
+                let at_least = store.cursor().max(products.cursor_in(&name));
+                let journal = Journal::open(&folder, config.journal.clone(), clock, at_least)?;
+                Ok((salts, store, products, journal))
             })
             .await??
         };
-        let (salts, store, journal) = opened;
+        let (salts, store, products, journal) = opened;
         let salts = Arc::new(salts);
         let recovery = journal.recovery();
         if recovery.replayed > 0 || recovery.cut_bytes > 0 {
@@ -69,14 +80,17 @@ impl Core {
         let shared = config.shared.clone().map(|options| (options, salts.clone()));
         // Before any reader lets go of an entry.
         let pin = config.stream.enabled().then(|| journal.pin(0));
+        let unread = journal.pin(0);
         let stats = stats::start(store, &journal, clock.clone(), &config.stats, config.flush_interval, shared)?;
+        let popularity = popularity::start(products, &journal, clock.clone(), config.popularity.clone())?;
+        unread.set(u64::MAX);
         let stream = match pin {
             Some(pin) => {
                 Some(stream::start(config.stream.clone(), &journal, pin, (&stats, config.stats.retention), &clock)?)
             }
             None => None,
         };
-        Ok(Self { config, clock, salts, journal, stats, stream, lock })
+        Ok(Self { config, clock, salts, journal, stats, popularity, stream, lock })
     }
 
     /// Whether a server of this config hands its events on to stores that it shares with others.
@@ -87,6 +101,10 @@ impl Core {
     /// Waits until everything before `seq` is counted here and in every store that is shared.
     pub async fn delivered_through(&self, seq: u64) {
         self.stats.delivered_through(seq).await;
+        self.popularity.delivered_through(seq).await;
+        if let Some(shared) = self.popularity.shared() {
+            shared.delivered_through(seq).await;
+        }
         if let Some(stream) = &self.stream {
             stream.delivered_through(seq).await;
             stream.aggregated_through(seq).await;
@@ -96,14 +114,17 @@ impl Core {
     /// Every entry before this is counted here and in every store that is shared.
     pub fn delivered(&self) -> u64 {
         let shared = self.stats.shared_state().map(|shared| shared.delivered());
+        let popularity = self.popularity.shared().map(|shared| shared.through());
         let stream =
             self.stream.iter().flat_map(|stream| [stream.events().delivered(), stream.aggregates().delivered()]);
-        shared.into_iter().chain(stream).fold(self.stats.counted(), u64::min)
+        shared.into_iter().chain(popularity).chain(stream).fold(self.stats.counted(), u64::min)
     }
 
     /// Why a shared store is not fed, while it is not.
     pub fn delivery_fault(&self) -> Option<String> {
         let shared = self.stats.shared_state().and_then(|shared| shared.fault());
+        let popularity = || self.popularity.shared().and_then(|shared| shared.fault());
+        let shared = shared.or_else(popularity);
         shared.or_else(|| self.stream.as_ref()?.events().fault()).or_else(|| self.stream.as_ref()?.aggregates().fault())
     }
 
@@ -122,6 +143,10 @@ impl Core {
         self.stats.stop(deadline.saturating_sub(phase.elapsed())).await;
         let behind = self.journal.end().saturating_sub(self.stats.counted());
         log::info!("drain: counting ended after {} ms, {behind} entries left", phase.elapsed().as_millis());
+        let phase = Stopwatch::start();
+        self.popularity.stop(deadline.saturating_sub(whole.elapsed())).await;
+        let behind = self.popularity.behind();
+        log::info!("drain: scoring ended after {} ms, {behind} entries left", phase.elapsed().as_millis());
         if let Some(stream) = &self.stream {
             let phase = Stopwatch::start();
             stream.stop(deadline.saturating_sub(whole.elapsed())).await;
@@ -141,6 +166,7 @@ const TAKE_UP: Duration = Duration::from_millis(100);
 /// A running server.
 pub struct App {
     core: Core,
+    catalog: CatalogHandle,
     lifecycle: Lifecycle,
     address: SocketAddr,
     server: ServerHandle,
@@ -157,6 +183,7 @@ impl App {
         let mut lock = DataLock::acquire(&config.data)?;
         lock.describe(&format!("process {} at http://{address}", std::process::id()))?;
         let core = Core::open(config, clock, lock).await?;
+        let catalog = catalog::start(&core).await?;
         let lifecycle = Lifecycle::default();
         let state = http::State {
             config: core.config.clone(),
@@ -165,13 +192,14 @@ impl App {
             journal: core.journal.clone(),
             stats: core.stats.clone(),
             stream: core.stream.clone(),
+            catalog: catalog.clone(),
             lifecycle: lifecycle.clone(),
         };
         let server = http::server(state, listener)?;
         let handle = server.handle();
         let serving = actix_web::rt::spawn(server);
         lifecycle.enter(Phase::Ready);
-        Ok(Self { core, lifecycle, address, server: handle, serving })
+        Ok(Self { core, catalog, lifecycle, address, server: handle, serving })
     }
 
     /// Where it listens.
@@ -235,6 +263,9 @@ impl App {
             self.server.stop(false).await;
         }
         log::info!("drain: requests are finished after {} ms", phase.elapsed().as_millis());
+        let phase = Stopwatch::start();
+        catalog::stop(&self.catalog, deadline.saturating_sub(whole.elapsed())).await;
+        log::info!("drain: the catalogue is closed after {} ms", phase.elapsed().as_millis());
         self.core.close_within(deadline.saturating_sub(whole.elapsed())).await?;
         log::info!("drain: done in {} ms", whole.elapsed().as_millis());
         Ok(())

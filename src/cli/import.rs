@@ -149,7 +149,8 @@ async fn one(path: &Path, args: &ImportArgs, sink: &Sink, tally: &mut Tally) -> 
     Ok(())
 }
 
-fn open(path: &Path) -> anyhow::Result<(Box<dyn BufRead>, ProgressBar)> {
+/// A file's text, or standard input's for `-`, unpacked if it is gzip; with a bar of how much was read.
+pub fn open(path: &Path) -> anyhow::Result<(Box<dyn BufRead>, ProgressBar)> {
     let (input, size): (Box<dyn Read>, u64) = if path.as_os_str() == "-" {
         (Box::new(io::stdin()), 0)
     } else {

@@ -1,5 +1,7 @@
-//! The command line: `serve` (the default), `check`, `import`, `export`, `audit`, `drain`, `tail`.
+//! The command line: `serve` (the default), `check`, `import`, `export`, `audit`, `drain`, `tail`, `catalog`,
+//! `migrate`.
 
+mod catalog;
 mod drain;
 mod export;
 mod import;
@@ -52,6 +54,10 @@ enum Command {
     Audit(target::TargetArgs),
     /// Deliver what a dead instance's journal still holds to the stores it shared with others.
     Drain(drain::DrainArgs),
+    /// Fill the catalogue of products.
+    Catalog(catalog::CatalogArgs),
+    /// Bring the catalogue's tables up to date; the server does so too when it starts.
+    Migrate,
     /// Show the records of a Kafka topic as they come.
     Tail(tail::TailArgs),
 }
@@ -144,6 +150,14 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Tail(args)) => {
             let config = load(&cli.serve)?;
             in_system(&config.clone(), tail::run(config, args))
+        }
+        Some(Command::Catalog(args)) => {
+            let config = load(&data(&cli.serve, &args.data))?;
+            in_system(&config.clone(), catalog::run(config, args))
+        }
+        Some(Command::Migrate) => {
+            let config = load(&cli.serve)?;
+            in_system(&config.clone(), catalog::migrate(config))
         }
         Some(Command::Audit(args)) => {
             let config = load(&data(&cli.serve, &args.data))?;

@@ -2,6 +2,9 @@
 //!
 //! Errors say where (file and line, or the variable), which key, what is wrong, and what to write instead.
 
+pub mod cache;
+mod catalog;
+pub mod popularity;
 pub mod raw;
 mod redis;
 pub mod stream;
@@ -15,6 +18,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::cache::CacheOptions;
+use crate::catalog::CatalogOptions;
+use crate::catalog::popularity::PopularityOptions;
 use crate::event::intake::{PrivacyPolicy, Rules, is_site};
 use crate::journal::JournalOptions;
 use crate::stats::{Retention, SharedOptions, StatsOptions};
@@ -24,6 +30,9 @@ use units::Span;
 
 /// Variables that begin so set config keys.
 pub const ENV_PREFIX: &str = "TIDEGATE__";
+
+/// The table whose keys are another's names, with dots in them. A variable has `_` for each: none that is of use has one itself.
+const FOREIGN: &str = "stream.properties";
 
 /// What is wrong with a config; one message a mistake.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,6 +76,16 @@ pub struct Config {
     pub shared: Option<SharedOptions>,
     /// What is handed on to Kafka.
     pub stream: StreamOptions,
+    /// What is cached.
+    pub cache: CacheOptions,
+    /// How products are scored.
+    pub popularity: PopularityOptions,
+    /// Where the products are.
+    pub catalog: CatalogOptions,
+    /// Popular products that are read into the cache at start.
+    pub warm_up: usize,
+    /// Of them a second, at most.
+    pub warm_rate: u32,
     /// Filter of the log.
     pub log: String,
 }
@@ -124,7 +143,12 @@ struct Sources {
 
 impl Sources {
     fn describe(&self, key: &str, message: &str) -> String {
-        let variable = format!("{ENV_PREFIX}{}", key.to_ascii_uppercase().replace('.', "__"));
+        let variable = match key.strip_prefix(FOREIGN).and_then(|rest| rest.strip_prefix('.')) {
+            Some(name) => format!("{FOREIGN}.{}", name.replace('.', "_")),
+            None => key.to_owned(),
+        };
+        // The dots left are those between tables.
+        let variable = format!("{ENV_PREFIX}{}", variable.to_ascii_uppercase().replace('.', "__"));
         if self.variables.contains(&variable) {
             return format!("environment variable {variable}: {message}");
         }
@@ -153,10 +177,18 @@ fn line_of(text: &str, key: &str) -> Option<usize> {
     None
 }
 
-/// A variable's value as the number, truth value or list that it reads as.
+/// A variable's value as the number, truth value, list or table that it reads as.
 fn typed(value: &str) -> Option<toml::Value> {
     let value = toml::from_str::<toml::Table>(&format!("v = {value}")).ok()?.remove("v")?;
-    matches!(value, toml::Value::Integer(_) | toml::Value::Boolean(_) | toml::Value::Array(_)).then_some(value)
+    let is_typed = matches!(
+        value,
+        toml::Value::Integer(_)
+            | toml::Value::Float(_)
+            | toml::Value::Boolean(_)
+            | toml::Value::Array(_)
+            | toml::Value::Table(_)
+    );
+    is_typed.then_some(value)
 }
 
 /// Puts `TIDEGATE__SERVER__LISTEN` into the table as `server.listen`.
@@ -174,7 +206,8 @@ fn set(table: &mut toml::Table, name: &str, value: toml::Value) -> Result<(), St
             .as_table_mut()
             .ok_or_else(|| format!("{section} is no section"))?;
     }
-    inner.insert(key.clone(), value);
+    let foreign = sections.join(".") == FOREIGN;
+    inner.insert(if foreign { key.replace('_', ".") } else { key.clone() }, value);
     Ok(())
 }
 
@@ -289,6 +322,9 @@ fn validate(raw: &RawConfig) -> Result<Config, Vec<(String, String)>> {
         }
     }
     let stream = stream::validate(&raw.stream, &mut bad);
+    let cache = cache::validate(&raw.cache, &mut bad);
+    let popularity = popularity::validate(&raw.popularity, shared.as_ref(), &mut bad);
+    let catalog = catalog::validate(&raw.catalog, &raw.data.dir, &mut bad);
     if !errors.is_empty() {
         return Err(errors);
     }
@@ -338,142 +374,14 @@ fn validate(raw: &RawConfig) -> Result<Config, Vec<(String, String)>> {
         flush_interval,
         shared,
         stream,
+        cache,
+        popularity,
+        catalog,
+        warm_up: raw.catalog.warm_up,
+        warm_rate: raw.catalog.warm_rate,
         log: raw.log.level.clone(),
     })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FILE: &str = include_str!("../../config/tidegate.toml");
-
-    fn load(text: &str, env: &[(&str, &str)]) -> Result<Config, String> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("t.toml");
-        std::fs::write(&path, text).unwrap();
-        let env: Vec<_> = env.iter().map(|(k, v)| (String::from(*k), String::from(*v))).collect();
-        Config::load(Some(&path), env.into_iter())
-            .map_err(|e| e.to_string().replace(&format!("{}/", folder.path().display()), ""))
-    }
-
-    #[test]
-    fn the_shipped_file_holds_every_default_and_no_other() {
-        let raw: RawConfig = toml::from_str(FILE).unwrap();
-        assert_eq!(raw, RawConfig::default());
-        // Every key of the file, taken away from the struct's error message about an unknown one, leaves nothing.
-        let table: toml::Table = toml::from_str(FILE).unwrap();
-        for (section, keys) in &table {
-            let error = toml::from_str::<RawConfig>(&format!("[{section}]\nnosuch = 1")).unwrap_err();
-            let known: Vec<&str> = error.message().split('`').skip(3).step_by(2).collect();
-            for key in &known {
-                assert!(keys.as_table().unwrap().contains_key(*key), "{section}.{key} is not in the file");
-            }
-            assert!(!known.is_empty(), "{section}: {error}");
-            for (inner, keys) in keys.as_table().unwrap().iter().filter(|(_, keys)| keys.is_table()) {
-                // Others' own names, of which we have no list: stream.properties.
-                let Err(error) = toml::from_str::<RawConfig>(&format!("[{section}.{inner}]\nnosuch = 1")) else {
-                    assert!(keys.as_table().unwrap().is_empty(), "{section}.{inner}");
-                    continue;
-                };
-                for key in error.message().split('`').skip(3).step_by(2) {
-                    assert!(keys.as_table().unwrap().contains_key(key), "{section}.{inner}.{key} is not in the file");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn the_example_for_production_is_valid() {
-        let config = load(include_str!("../../config/production.toml"), &[]).unwrap();
-        assert_eq!(config.trusted_proxies.len(), 2);
-    }
-
-    #[test]
-    fn every_setting_has_a_comment() {
-        let mut before = "";
-        for line in FILE.lines() {
-            if line.contains(" = ") && !line.starts_with('#') {
-                assert!(before.starts_with("# "), "no comment above {line}");
-            }
-            before = line;
-        }
-    }
-
-    #[test]
-    fn mistakes_say_where_and_what_instead() {
-        let error = load("[server]\nlisten = \"127.0.0.1:0\"\nworker = 3\n", &[]).unwrap_err();
-        assert!(error.starts_with("t.toml:3:1: unknown key `worker`; did you mean `workers`?"), "{error}");
-        let error = load("[journal]\nretention = \"1 year\"\n", &[]).unwrap_err();
-        assert!(error.starts_with("t.toml:2:13: `1 year` is no duration"), "{error}");
-        let error = load("[journal]\ndurability = \"sometimes\"\n", &[]).unwrap_err();
-        assert!(error.contains("t.toml:2") && error.contains("synced"), "{error}");
-        let error = load("[server\n", &[]).unwrap_err();
-        assert!(error.starts_with("t.toml:1"), "{error}");
-        let error = load("[server]\nlisten = \"here\"\n[stats]\nmax_keys = 1\n", &[]).unwrap_err();
-        assert!(error.starts_with("t.toml:2: server.listen: `here` is no address"), "{error}");
-        assert!(error.contains("\nt.toml:4: stats.max_keys: "), "all at once: {error}");
-        let error = load("[server]\nadmin_key = \"short\"\n", &[]).unwrap_err();
-        assert!(error.contains("admin_key") && !error.contains("short"), "{error}");
-    }
-
-    #[test]
-    fn the_shared_store_is_one_address_or_a_list() {
-        assert!(load("", &[]).unwrap().shared.is_none());
-        let config = load("[stats]\nurl = \"redis://127.0.0.1:1/2\"\n[stats.redis]\nuniques = \"hll\"\n", &[]).unwrap();
-        let shared = config.shared.unwrap();
-        assert_eq!((shared.urls.len(), shared.cluster, shared.uniques), (1, false, crate::stats::UniquesMode::Hll));
-        let config = load("[stats]\nurl = [\"redis://a:1\", \"redis://a:2\"]\n", &[]).unwrap();
-        assert!(config.shared.unwrap().cluster);
-        assert!(load("", &[("TIDEGATE__STATS__URL", "redis://a:1, redis://b:1")]).unwrap().shared.unwrap().cluster);
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("password");
-        std::fs::write(&file, "a b/c\n").unwrap();
-        let env = [
-            ("TIDEGATE__STATS__URL", r#"["rediss://a:1", "rediss://b:1"]"#),
-            ("TIDEGATE__STATS__REDIS__PASSWORD_FILE", file.to_str().unwrap()),
-        ];
-        assert_eq!(
-            load("", &env).unwrap().shared.unwrap().urls,
-            ["rediss://:a%20b%2Fc@a:1", "rediss://:a%20b%2Fc@b:1"]
-        );
-        let error = load("[stats]\nurl = \"http://user:secret@x\"\n", &[]).unwrap_err();
-        assert!(
-            error.starts_with("t.toml:2: stats.url: an address must be like") && !error.contains("secret"),
-            "{error}"
-        );
-        for odd in ["redis://127.0.0.1:6379/abc", "redis://", "redis://:secret@a:1,rediss://b:1", "redis://a:99999"] {
-            let error = load(&format!("[stats]\nurl = \"{odd}\"\n"), &[]).unwrap_err();
-            assert!(error.starts_with("t.toml:2: stats.url: no client") && !error.contains("secret"), "{odd}: {error}");
-        }
-        let error = load("[stats]\nurl = \"redis://x\"\n[stats.redis]\nprefix = \"{a}\"\n", &[]).unwrap_err();
-        assert!(error.starts_with("t.toml:4: stats.redis.prefix:"), "{error}");
-    }
-
-    #[test]
-    fn the_environment_overrides_the_file() {
-        let file = "[server]\nlisten = \"127.0.0.1:1\"\n";
-        let config = load(
-            file,
-            &[
-                ("TIDEGATE__SERVER__LISTEN", "127.0.0.1:2"),
-                ("TIDEGATE__SERVER__WORKERS", "3"),
-                ("TIDEGATE__SERVER__ADMIN_KEY", "1234567890123456"),
-                ("TIDEGATE__INGEST__CORS_ORIGINS", "[\"https://a\"]"),
-                ("TIDEGATE__SITES__SHOP__PRIVACY_SIGNAL", "drop"),
-                ("HOME", "/"),
-            ],
-        )
-        .unwrap();
-        assert_eq!((config.listen.port(), config.workers), (2, 3));
-        assert_eq!(config.admin_key.as_deref(), Some("1234567890123456"));
-        assert_eq!(config.cors_origins, Some(vec![String::from("https://a")]));
-        assert_eq!(config.rules.site_privacy["shop"], PrivacyPolicy::Drop);
-        let error = load(file, &[("TIDEGATE__SERVER__LISTN", "x")]).unwrap_err();
-        assert_eq!(error, "environment variable TIDEGATE__SERVER__LISTN: unknown key `listn`; did you mean `listen`?");
-        let error = load(file, &[("TIDEGATE__SERVER__LISTEN", "there")]).unwrap_err();
-        assert!(error.starts_with("environment variable TIDEGATE__SERVER__LISTEN: `there` is no address"), "{error}");
-        let error = load(file, &[("TIDEGATE__SERVER", "x")]).unwrap_err();
-        assert!(error.contains("TIDEGATE__SECTION__KEY"), "{error}");
-    }
-}
+mod tests;

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::cache::Cache;
+use super::catalog::Catalog;
+use super::popularity::Popularity;
 use super::stream::Stream;
 use super::units::{Bytes, Span, Urls};
 use crate::event::intake::PrivacyPolicy;
@@ -27,6 +30,12 @@ pub struct RawConfig {
     pub stats: Stats,
     /// Where it is handed on to.
     pub stream: Stream,
+    /// What is cached.
+    pub cache: Cache,
+    /// How products are scored.
+    pub popularity: Popularity,
+    /// Where the products are.
+    pub catalog: Catalog,
     /// What is logged.
     pub log: Log,
     /// Settings of single sites.

@@ -5,11 +5,13 @@ use std::sync::atomic::Ordering;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::catalog::CatalogHandle;
 use crate::journal::Journal;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::stats::StatsHandle;
 use crate::stream::StreamHandle;
 
+use super::catalog::CatalogHealth;
 use super::stream::StreamHealth;
 
 /// How a part, or the whole, is.
@@ -27,7 +29,8 @@ pub enum Status {
 /// The state of the server.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"status": "ok", "phase": "ready", "version": "0.1.0",
-    "journal": {"status": "ok", "next_offset": 120}, "stats": {"status": "ok", "counted_through": 120, "behind": 0}}))]
+    "journal": {"status": "ok", "next_offset": 120}, "stats": {"status": "ok", "counted_through": 120, "behind": 0},
+    "catalog": {"status": "ok", "database": "SQLite", "popularity_behind": 0}}))]
 pub struct Health {
     /// The worst of all parts.
     pub status: Status,
@@ -42,6 +45,8 @@ pub struct Health {
     /// What is handed on to Kafka, if anything.
     #[serde(skip_serializing_if = "Option::is_none")]
     stream: Option<StreamHealth>,
+    /// The products.
+    catalog: CatalogHealth,
 }
 
 /// The journal.
@@ -88,7 +93,13 @@ struct SharedHealth {
 
 impl Health {
     /// Of the server's parts. Reads published numbers only, so that it answers when a part does not.
-    pub fn of(journal: &Journal, stats: &StatsHandle, stream: Option<&StreamHandle>, lifecycle: &Lifecycle) -> Self {
+    pub fn of(
+        journal: &Journal,
+        stats: &StatsHandle,
+        stream: Option<&StreamHandle>,
+        catalog: &CatalogHandle,
+        lifecycle: &Lifecycle,
+    ) -> Self {
         let phase = lifecycle.phase();
         let fault = journal.fault();
         let recovery = journal.recovery();
@@ -115,9 +126,12 @@ impl Health {
         let shared_status = shared.as_ref().map_or(Status::Ok, |shared| shared.status);
         let stream = stream.map(|stream| StreamHealth::of(stream, journal));
         let stream_status = stream.as_ref().map_or(Status::Ok, |stream| stream.status);
+        let catalog = CatalogHealth::of(catalog);
         let phase_status = if phase == Phase::Ready { Status::Ok } else { Status::Unavailable };
         Self {
-            status: journal_status.max(stats_status).max(shared_status).max(stream_status).max(phase_status),
+            status: [stats_status, shared_status, stream_status, catalog.status, phase_status]
+                .into_iter()
+                .fold(journal_status, Status::max),
             phase: match phase {
                 Phase::Starting => "starting",
                 Phase::Ready => "ready",
@@ -141,6 +155,7 @@ impl Health {
             },
             shared,
             stream,
+            catalog,
         }
     }
 }

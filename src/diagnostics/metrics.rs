@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{LabelPair, Metric, MetricFamily, MetricType};
 
+use crate::catalog::CatalogHandle;
 use crate::journal::Journal;
 use crate::stats::{SharedState, StatsHandle};
 use crate::stream::StreamHandle;
@@ -15,15 +16,21 @@ pub struct Rooms {
     journal: Journal,
     stats: StatsHandle,
     stream: Option<StreamHandle>,
+    catalog: CatalogHandle,
     describes: Desc,
 }
 
 impl Rooms {
     /// Of these rooms.
-    pub fn new(journal: Journal, stats: StatsHandle, stream: Option<StreamHandle>) -> prometheus::Result<Self> {
+    pub fn new(
+        journal: Journal,
+        stats: StatsHandle,
+        stream: Option<StreamHandle>,
+        catalog: CatalogHandle,
+    ) -> prometheus::Result<Self> {
         let describes =
             Desc::new("tidegate_rooms".into(), "Numbers of the rooms".into(), Vec::new(), Default::default())?;
-        Ok(Self { journal, stats, stream, describes })
+        Ok(Self { journal, stats, stream, catalog, describes })
     }
 }
 
@@ -131,6 +138,7 @@ impl Collector for Rooms {
         if let Some(stream) = &self.stream {
             families.extend(super::stream::families(stream, end));
         }
+        families.extend(super::catalog::families(&self.catalog));
         families
     }
 }

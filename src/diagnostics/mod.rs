@@ -1,6 +1,7 @@
 //! How the server is doing: health, the audit of its books, metrics.
 
 pub mod audit;
+pub mod catalog;
 pub mod health;
 pub mod metrics;
 pub mod stream;

@@ -1,5 +1,7 @@
 //! Every error a client can see: one type, mapped to status and stable code in one place.
 
+use std::time::Duration;
+
 use actix_web::http::StatusCode;
 use actix_web::http::header;
 use actix_web::{HttpResponse, ResponseError};
@@ -7,6 +9,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::actor::admission::Overloaded;
+use crate::cache::CacheError;
+use crate::catalog::{CatalogError, FieldError};
 use crate::event::Reject;
 use crate::journal::AppendError;
 use crate::stats::StatsError;
@@ -32,6 +36,15 @@ pub enum ApiError {
     /// The operator's endpoints need the key, or a request from this machine.
     #[error("{0}")]
     Unauthorized(&'static str),
+    /// Fields or parameters that cannot be taken; all of them.
+    #[error("{}", .0.iter().map(|bad| format!("{}: {}", bad.field, bad.message)).collect::<Vec<_>>().join("; "))]
+    Invalid(Vec<FieldError>),
+    /// It is there already.
+    #[error("{0}")]
+    Exists(&'static str),
+    /// It is not as the client thinks it is.
+    #[error("{0}")]
+    PreconditionFailed(String),
     /// There is no such thing.
     #[error("{0}")]
     NotFound(&'static str),
@@ -44,6 +57,14 @@ pub enum ApiError {
     /// Something that is needed does not work right now.
     #[error("{0}")]
     Unavailable(String),
+    /// The same, with the time after which it may be tried again.
+    #[error("{what}")]
+    Later {
+        /// What is the matter.
+        what: String,
+        /// When to come again.
+        retry_after: Duration,
+    },
     /// A mistake of ours; the cause is in the log, not in the answer.
     #[error("something went wrong on the server")]
     Internal,
@@ -59,10 +80,13 @@ impl ApiError {
             ApiError::TooSlow => "request_timeout",
             ApiError::UnsupportedEncoding => "unsupported_encoding",
             ApiError::Unauthorized(_) => "unauthorized",
+            ApiError::Invalid(_) => "validation_failed",
+            ApiError::Exists(_) => "already_exists",
+            ApiError::PreconditionFailed(_) => "precondition_failed",
             ApiError::NotFound(_) => "not_found",
             ApiError::MethodNotAllowed => "method_not_allowed",
             ApiError::Overloaded(_) => "overloaded",
-            ApiError::Unavailable(_) => "unavailable",
+            ApiError::Unavailable(_) | ApiError::Later { .. } => "unavailable",
             ApiError::Internal => "internal",
         }
     }
@@ -79,15 +103,23 @@ impl ApiError {
             ApiError::NothingUsable(rejected) => Some(rejected.as_slice()),
             _ => None,
         };
+        let fields = match self {
+            ApiError::Invalid(fields) => Some(fields.as_slice()),
+            _ => None,
+        };
         let body = ErrorEnvelope {
             success: false,
-            error: ErrorBody { code: self.code(), message: self.to_string(), request_id, rejected },
+            error: ErrorBody { code: self.code(), message: self.to_string(), request_id, rejected, fields },
             timestamp,
         };
         let mut answer = HttpResponse::build(self.status_code());
         answer.insert_header(("x-request-id", request_id)).insert_header((header::CACHE_CONTROL, "no-store"));
         if self.status_code() == StatusCode::SERVICE_UNAVAILABLE {
-            answer.insert_header((header::RETRY_AFTER, "1"));
+            let seconds = match self {
+                ApiError::Later { retry_after, .. } => retry_after.as_secs().max(1),
+                _ => 1,
+            };
+            answer.insert_header((header::RETRY_AFTER, seconds));
         }
         if self.status_code() == StatusCode::UNAUTHORIZED {
             answer.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
@@ -104,9 +136,14 @@ impl ResponseError for ApiError {
             ApiError::TooSlow => StatusCode::REQUEST_TIMEOUT,
             ApiError::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             ApiError::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+            ApiError::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            ApiError::Exists(_) => StatusCode::CONFLICT,
+            ApiError::PreconditionFailed(_) => StatusCode::PRECONDITION_FAILED,
             ApiError::NotFound(_) => StatusCode::NOT_FOUND,
             ApiError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            ApiError::Overloaded(_) | ApiError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            ApiError::Overloaded(_) | ApiError::Unavailable(_) | ApiError::Later { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             ApiError::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -138,6 +175,30 @@ impl From<StatsError> for ApiError {
     }
 }
 
+impl From<CatalogError> for ApiError {
+    fn from(error: CatalogError) -> Self {
+        match (error.retry_after(), error) {
+            (_, CatalogError::NotFound) => ApiError::NotFound("there is no such product"),
+            (_, CatalogError::Exists) => ApiError::Exists("there is a product with this id; PUT replaces it"),
+            (_, CatalogError::Conflict { current }) => ApiError::PreconditionFailed(format!(
+                "the product is at version {current}; read it again, and send If-Match: \"{current}\""
+            )),
+            (_, CatalogError::Invalid(fields)) => ApiError::Invalid(fields),
+            (Some(retry_after), error) => ApiError::Later { what: error.to_string(), retry_after },
+            (None, error) => ApiError::internal(error),
+        }
+    }
+}
+
+impl From<CacheError> for ApiError {
+    fn from(error: CacheError) -> Self {
+        match error.retry_after() {
+            Some(retry_after) => ApiError::Later { what: error.to_string(), retry_after },
+            None => ApiError::internal(error),
+        }
+    }
+}
+
 /// How every error is written.
 #[derive(Serialize, ToSchema)]
 pub struct ErrorEnvelope<'a> {
@@ -162,6 +223,9 @@ pub struct ErrorBody<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Vec<Object>)]
     rejected: Option<&'a [Reject]>,
+    /// Every field or parameter that cannot be taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fields: Option<&'a [FieldError]>,
 }
 
 /// How every answer is written.

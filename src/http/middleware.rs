@@ -102,6 +102,8 @@ fn foreign(status: StatusCode, error: Option<&Error>) -> ApiError {
     match status {
         StatusCode::NOT_FOUND => ApiError::NotFound("there is nothing at this path; see /docs/"),
         StatusCode::METHOD_NOT_ALLOWED => ApiError::MethodNotAllowed,
+        // Of products; events have a limit of their own.
+        StatusCode::PAYLOAD_TOO_LARGE => ApiError::TooLarge(super::catalog_write::MAX_PRODUCT),
         status if status.is_client_error() => {
             let detail = error.map(ToString::to_string).filter(|text| !text.is_empty());
             ApiError::BadRequest(detail.unwrap_or_else(|| String::from("the request makes no sense")))

@@ -3,6 +3,10 @@
 
 mod assets;
 mod body;
+mod cached;
+mod caches;
+mod catalog;
+mod catalog_write;
 mod client;
 mod error;
 mod ingest;
@@ -21,6 +25,7 @@ use actix_web::dev::Server;
 use actix_web::{App, HttpServer, web};
 use actix_web_prom::PrometheusMetricsBuilder;
 
+use crate::catalog::CatalogHandle;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::diagnostics::metrics::Rooms;
@@ -45,6 +50,8 @@ pub struct State {
     pub stats: StatsHandle,
     /// The stream, where there is one.
     pub stream: Option<StreamHandle>,
+    /// The products.
+    pub catalog: CatalogHandle,
     /// Ready, or draining.
     pub lifecycle: Lifecycle,
 }
@@ -57,7 +64,12 @@ pub fn share_of_drain(whole: Duration) -> Duration {
 /// The server on a listener; it runs when awaited or spawned.
 pub fn server(state: State, listener: TcpListener) -> anyhow::Result<Server> {
     let registry = prometheus::Registry::new();
-    registry.register(Box::new(Rooms::new(state.journal.clone(), state.stats.clone(), state.stream.clone())?))?;
+    registry.register(Box::new(Rooms::new(
+        state.journal.clone(),
+        state.stats.clone(),
+        state.stream.clone(),
+        state.catalog.clone(),
+    )?))?;
     let metrics = PrometheusMetricsBuilder::new("tidegate")
         .registry(registry)
         .endpoint("/metrics")
@@ -79,6 +91,7 @@ pub fn server(state: State, listener: TcpListener) -> anyhow::Result<Server> {
             .app_data(state.journal.gatherer())
             .app_data(routes::query_errors())
             .app_data(routes::path_errors())
+            .app_data(web::PayloadConfig::new(catalog_write::MAX_PRODUCT))
             .configure(|app| routes::configure(app, &state))
             .wrap(actix_web::middleware::from_fn(middleware::envelope))
             .wrap(metrics.clone())

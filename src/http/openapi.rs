@@ -6,21 +6,24 @@ use actix_web::{HttpResponse, get};
 use utoipa::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::{assets, ingest, live, operate, statistics};
+use super::{assets, caches, catalog, catalog_write, ingest, live, operate, statistics};
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Tidegate", description = "Beacons in, exact live numbers out."),
+    info(title = "Tidegate", description = "Beacons in, exact live numbers out; products from a cache that follows what visitors look at."),
     paths(
         ingest::events, ingest::pixel, ingest::import, assets::tracker, statistics::realtime, statistics::summary,
         statistics::timeseries, statistics::pages, statistics::referrers, statistics::events, live::live,
-        assets::dashboard, assets::dashboard_file, operate::visitor_events, operate::audit, operate::export, operate::schema,
+        assets::dashboard, assets::dashboard_file, catalog::search, catalog::product,
+        catalog::batch, catalog::hot, catalog_write::create, catalog_write::replace, catalog_write::change,
+        catalog_write::remove, caches::stats, caches::warm, caches::invalidate, operate::visitor_events, operate::audit, operate::export, operate::schema,
         operate::live, operate::ready, operate::health, metrics, document,
     ),
     modifiers(&Bearer),
     tags(
         (name = "in", description = "Events in"),
         (name = "out", description = "Numbers out"),
+        (name = "catalog", description = "Products"),
         (name = "operate", description = "For whoever operates the server"),
     )
 )]
@@ -38,7 +41,14 @@ impl Document {
     pub fn new() -> Self {
         let api = Api::openapi();
         let routes = api.paths.paths.iter().map(|(path, item)| {
-            let methods = [("GET", item.get.is_some()), ("HEAD", item.get.is_some()), ("POST", item.post.is_some())];
+            let methods = [
+                ("GET", item.get.is_some()),
+                ("HEAD", item.get.is_some()),
+                ("POST", item.post.is_some()),
+                ("PUT", item.put.is_some()),
+                ("PATCH", item.patch.is_some()),
+                ("DELETE", item.delete.is_some()),
+            ];
             let methods: Vec<&str> = methods.iter().filter(|(_, is)| *is).map(|(name, _)| *name).collect();
             (path.clone(), methods.join(", "))
         });

@@ -35,7 +35,7 @@ pub async fn live() -> HttpResponse {
 ))]
 #[get("/health/ready")]
 pub async fn ready(state: web::Data<State>) -> HttpResponse {
-    health_answer(&Health::of(&state.journal, &state.stats, state.stream.as_ref(), &state.lifecycle))
+    health_answer(&Health::of(&state.journal, &state.stats, state.stream.as_ref(), &state.catalog, &state.lifecycle))
 }
 
 /// The state of each part.
@@ -45,7 +45,7 @@ pub async fn ready(state: web::Data<State>) -> HttpResponse {
 ))]
 #[get("/health")]
 pub async fn health(state: web::Data<State>) -> HttpResponse {
-    health_answer(&Health::of(&state.journal, &state.stats, state.stream.as_ref(), &state.lifecycle))
+    health_answer(&Health::of(&state.journal, &state.stats, state.stream.as_ref(), &state.catalog, &state.lifecycle))
 }
 
 fn health_answer(found: &Health) -> HttpResponse {

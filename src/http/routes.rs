@@ -6,11 +6,15 @@ use actix_web::web::{self, PathConfig, QueryConfig, ServiceConfig};
 use actix_web::{HttpResponse, middleware::Compress};
 
 use super::error::ApiError;
-use super::{State, assets, ingest, live, openapi, operate, statistics};
+use super::{State, assets, caches, catalog, catalog_write, ingest, live, openapi, operate, statistics};
 
 /// Puts all routes into an app.
 pub fn configure(app: &mut ServiceConfig, state: &web::Data<State>) {
     app
+        // What is asked for most comes first, as each route before it is looked at; what has a name before what has a pattern.
+        .service(catalog::hot)
+        .service(catalog::batch)
+        .service(catalog::product)
         // in
         .service(web::resource("/api/v1/events").wrap(cors(state)).route(web::post().to(ingest::events)))
         .service(ingest::pixel)
@@ -31,7 +35,16 @@ pub fn configure(app: &mut ServiceConfig, state: &web::Data<State>) {
         .service(assets::front)
         .service(assets::dashboard)
         .service(assets::dashboard_file)
+        // catalog
+        .service(catalog::search)
+        .service(catalog_write::create)
+        .service(catalog_write::replace)
+        .service(catalog_write::change)
+        .service(catalog_write::remove)
         // operate
+        .service(caches::stats)
+        .service(caches::warm)
+        .service(caches::invalidate)
         .service(operate::visitor_events)
         .service(operate::audit)
         .service(operate::export)

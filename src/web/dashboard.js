@@ -170,6 +170,7 @@ const LABELS = {
   pages: pageName,
   referrers: (name) => [make('span', '', name || 'Direct')],
   events: (name) => [make('span', '', name)],
+  products: (name) => [make('span', '', name)],
 };
 
 // Anything else (a bare path, an app's own scheme) is shown as it came.
@@ -213,6 +214,23 @@ function renderList(name, items) {
     if (list.children[i] !== row) list.insertBefore(row, list.children[i] ?? null);
   });
   while (list.children.length > wanted.length) list.lastChild.remove();
+}
+
+// What is hot is the shop's, of the last 24 hours and 7 days, whatever range and site are shown.
+async function refreshProducts() {
+  if (document.hidden) return;
+  try {
+    const answer = await fetch('/api/v1/products/hot?limit=8');
+    if (!answer.ok) return;
+    const hot = (await answer.json()).data.filter(({ score }) => score > 0);
+    const all = hot.reduce((sum, { score }) => sum + score, 0);
+    $('products-card').hidden = !hot.length;
+    if (!hot.length) return;
+    renderList('products', hot.map(({ product_id: id, product, score }) => (
+      { label: product ? `${product.name} · ${id}` : id, count: score, share: score / all })));
+  } catch {
+    // That there is no connection is told where it belongs.
+  }
 }
 
 function makeRow(id, label, name) {
@@ -281,3 +299,5 @@ addEventListener('popstate', () => {
 
 readAddress();
 start();
+refreshProducts();
+setInterval(refreshProducts, 1000);

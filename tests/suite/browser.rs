@@ -176,6 +176,24 @@ async fn what_happens_offline_is_counted_once_when_the_line_is_back() {
 }
 
 #[actix_web::test]
+async fn the_hottest_products_are_on_the_dashboard_within_a_second_or_two() {
+    let app = TestApp::start().await;
+    let product = json!({"id": "7", "name": "<b>Lamp</b>", "price": "20.00"});
+    let made = super::client::send("POST", &format!("{}/api/v1/products", app.url), &[], &product).await;
+    assert_eq!(made.status, 201, "{}", made.text());
+    let browser = Browser::start().await;
+    browser.open(&format!("{}/dashboard", app.url)).await;
+    let views = |id: &str, n: usize| json!(vec![json!({"url": "/p", "product_id": id}); n]).to_string();
+    assert_eq!(app.post(views("7", 3)).await.status, 202);
+    assert_eq!(app.post(views("unknown", 1)).await.status, 202);
+    const NAMES: &str = "return [...document.querySelectorAll('#products .row')].map((row) => \
+        [row.querySelector('.name').textContent, row.querySelector('.count').textContent].join(': ')).join(', ')";
+    let wanted = "<b>Lamp</b> · 7: 3";
+    browser.until("both products", &format!("{NAMES} === arguments[0]"), json!([wanted])).await;
+    end(browser, app).await;
+}
+
+#[actix_web::test]
 async fn the_dashboard_reads_well_by_day_by_night_and_on_a_phone() {
     const HOSTILE: &str = "/<img src=x onerror=alert(1)>";
     let app = TestApp::start().await;

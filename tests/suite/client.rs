@@ -60,6 +60,14 @@ pub async fn request(method: &str, url: &str, headers: &[(&str, &str)]) -> Answe
     answer(request.send().await).await
 }
 
+pub async fn send(method: &str, url: &str, headers: &[(&str, &str)], body: &serde_json::Value) -> Answer {
+    let mut request = client().request(method.parse().unwrap(), url);
+    for header in headers {
+        request = request.insert_header(*header);
+    }
+    answer(request.send_body(body.to_string()).await).await
+}
+
 /// A blocking connection that posts and tells apart an answer from none.
 pub struct Raw {
     stream: TcpStream,

@@ -33,7 +33,7 @@ fn run(args: &[&str]) -> String {
 }
 
 impl Service {
-    /// Starts `redis`, `redis-cluster` or `kafka`, with further arguments for it.
+    /// Starts `redis`, `redis-cluster`, `kafka`, `postgres` or `mariadb`, with further arguments for it.
     pub fn start(kind: &'static str, args: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let args: Vec<String> = args.iter().map(|arg| String::from(*arg)).collect();
@@ -42,11 +42,21 @@ impl Service {
         service
     }
 
+    /// Where it keeps what it has.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     fn launch(&self) -> String {
         let folder = self.folder.path().to_str().unwrap();
         let args: Vec<&str> =
             ["start", self.kind, folder].into_iter().chain(self.args.iter().map(String::as_str)).collect();
         run(&args)
+    }
+
+    /// A file that the script has put into the server's folder.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     /// `kill -9`; of one node of a cluster, counted from 1.

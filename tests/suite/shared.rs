@@ -448,7 +448,7 @@ async fn the_line_may_be_tls_with_a_password() {
         let health = app.get("/health").await.json();
         let reason = health["shared"]["reason"].as_str().unwrap_or_default().to_owned();
         assert!(!health.to_string().contains("secret") && !health.to_string().contains("localhost"), "{health}");
-        reason.contains("shared store") && !reason.contains("not connected yet")
+        reason.starts_with("Redis ") && !reason.contains("not connected yet")
     })
     .await;
     app.stop().await;

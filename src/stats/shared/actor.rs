@@ -7,7 +7,6 @@ use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, WrapFutu
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::client::{Client, Script};
 use super::keys::Keys;
 use super::ops::Expiring;
 use super::publish::{EVENTS, Publisher};
@@ -18,6 +17,7 @@ use crate::actor::supervisor::{Exit, Life, Supervised};
 use crate::clock::Clock;
 use crate::event::visitor::Salts;
 use crate::journal::{Journal, Pin};
+use crate::redis::{Client, Script};
 use crate::stats::{Queries, StatsOptions};
 
 /// What the rest of the room sees of the shared store.
@@ -66,15 +66,15 @@ pub(in crate::stats) fn start(
     clock: Clock,
     salts: Arc<Salts>,
 ) -> Result<SharedHandle, StoreError> {
-    let client = Arc::new(Client::new(&options)?);
-    let keys = Keys::new(&options.prefix, options.cluster);
+    let client = Arc::new(Client::new(&options.redis)?);
+    let keys = Keys::new(&options.prefix, options.redis.cluster);
     let events = options.event_streams || options.event_keys;
     let state = SharedState::new(events);
     let (stop, asked) = watch::channel(false);
     let (end, ended) = watch::channel(false);
     let reads = SharedReads(Arc::new(Inner {
         // A connection of its own: a long script must not hold up a question more than the server does.
-        client: Arc::new(Client::new(&options)?),
+        client: Arc::new(Client::new(&options.redis)?),
         keys: keys.clone(),
         options: options.clone(),
         stats: stats.clone(),

@@ -7,12 +7,12 @@ use deadpool_redis::redis::{Cmd, FromRedisValue, Value};
 use super::Role;
 use super::base;
 use super::blob;
-use super::client::StoreError;
 use super::fold::{Fold, Known};
 use super::keys::{Part, part};
 use super::ops::Ops;
 use super::publish::{End, Publisher};
 use crate::clock::{DAY, HOUR, SECOND, UnixMillis};
+use crate::redis::StoreError;
 use crate::stats::Tier;
 use crate::stats::rollup::WindowKey;
 

@@ -9,7 +9,6 @@ mod actor;
 mod base;
 mod blob;
 mod build;
-mod client;
 mod fence;
 mod fold;
 mod keys;
@@ -27,9 +26,10 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::sync::watch;
 
+use crate::redis::RedisOptions;
+pub use crate::redis::StoreError;
 pub use actor::SharedHandle;
 pub(in crate::stats) use actor::start;
-pub use client::StoreError;
 pub(in crate::stats) use keys::Part;
 pub use read::SharedReads;
 
@@ -47,20 +47,14 @@ pub enum UniquesMode {
 /// Where the shared store is, and what goes there.
 #[derive(Clone)]
 pub struct SharedOptions {
-    /// One server, or nodes of a cluster. They may hold a password and are never shown.
-    pub urls: Vec<String>,
-    /// Whether that is a cluster.
-    pub cluster: bool,
-    /// Certificates of the authorities that are trusted besides none, PEM; `None` trusts those of the system.
-    pub ca: Option<Vec<u8>>,
+    /// Where it is.
+    pub redis: RedisOptions,
     /// Stands before every key.
     pub prefix: String,
     /// How visitors are kept.
     pub uniques: UniquesMode,
     /// How long a delta gathers.
     pub flush_interval: Duration,
-    /// How long an answer may take.
-    pub timeout: Duration,
     /// Whether events go into a stream a type.
     pub event_streams: bool,
     /// Entries of a stream, of up to 200 events each.
@@ -74,7 +68,7 @@ pub struct SharedOptions {
 impl std::fmt::Debug for SharedOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SharedOptions")
-            .field("cluster", &self.cluster)
+            .field("redis", &self.redis)
             .field("prefix", &self.prefix)
             .finish_non_exhaustive()
     }
@@ -139,7 +133,7 @@ pub struct SharedCounters {
 /// # Errors
 /// When no client can be made of them.
 pub fn check(options: &SharedOptions) -> Result<(), StoreError> {
-    client::Client::new(options).map(drop)
+    crate::redis::Client::new(&options.redis).map(drop)
 }
 
 /// Event types remembered of a site.

@@ -12,9 +12,9 @@ use std::time::Duration;
 use deadpool_redis::redis::{Cmd, FromRedisValue, Value};
 use futures_util::future::join_all;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use super::build::touched;
-use super::client::{Client, Script, StoreError};
 use super::fence::{Fence, Fences, Outcome};
 use super::fold::{Fold, Known};
 use super::keys::Keys;
@@ -23,6 +23,7 @@ use super::{Role, SharedOptions, SharedState};
 use crate::clock::{Clock, SECOND, Stopwatch, UnixMillis};
 use crate::event::visitor::Salts;
 use crate::journal::{Journal, JournalError, Pin, Reader};
+use crate::redis::{Client, Script, StoreError};
 use crate::stats::{Queries, Retention, StatsError};
 
 /// Bytes of entries read in one go.
@@ -30,10 +31,10 @@ const CHUNK: usize = 256 << 10;
 /// Events in one delta, at least and at most; more wait for the next. What does not get through in time is made smaller.
 pub(super) const EVENTS: (u64, u64) = (1_000, 400_000);
 /// Bytes of texts in one delta at most, by role: company makes counts cheaper, and events no dearer.
-const BYTES: [u64; 2] = [24 << 20, 4 << 20];
+const BYTES: [u64; 2] = [40 << 20, 4 << 20];
 /// Under load a delta of counts gathers on until its commands are this part of its events, but not for ever: the more
 /// events there are to a key, the cheaper each is.
-const COMMANDS_AN_EVENT: f64 = 0.04;
+const COMMANDS_AN_EVENT: f64 = 0.02;
 /// Load is from here on, in events a delta.
 const LOAD: u64 = 10_000;
 /// How many flush intervals a delta gathers under load.
@@ -98,6 +99,44 @@ impl From<JournalError> for End {
     fn from(error: JournalError) -> Self {
         Self::Local(error.to_string())
     }
+}
+
+/// How large a delta may be.
+struct Full {
+    events: u64,
+    bytes: u64,
+}
+
+impl Full {
+    fn is(&self, fold: &Fold) -> bool {
+        fold.events() >= self.events || fold.bytes() as u64 >= self.bytes
+    }
+}
+
+/// Reads a chunk into the fold; no entry at or after `until`.
+fn read_chunk(
+    mut reader: Reader,
+    mut fold: Fold,
+    until: Option<u64>,
+    journal: &str,
+    options: &SharedOptions,
+) -> Result<(Reader, Fold), JournalError> {
+    if until.is_some_and(|until| fold.delta.to >= until) {
+        return Ok((reader, fold));
+    }
+    let Some(chunk) = reader.read(CHUNK)? else { return Ok((reader, fold)) };
+    for (seq, entry) in chunk.entries() {
+        if until.is_some_and(|until| seq >= until) {
+            break;
+        }
+        match entry {
+            Ok(entry) => fold.apply(seq, &entry, journal, options),
+            Err(error) => log::error!("entry {seq} of the journal: {error}; it is not counted"),
+        }
+    }
+    fold.delta.advance(until.map_or(chunk.end, |until| chunk.end.min(until)));
+    reader.recycle(chunk);
+    Ok((reader, fold))
 }
 
 impl Publisher {
@@ -238,30 +277,32 @@ impl Publisher {
         let mut fold = Fold::new(self.role, fences.start());
         let mut beat = Stopwatch::start();
         loop {
-            let stopping = *self.stop.borrow();
-            if reader.caught_up() && stopping {
-                return Ok(());
-            }
-            // Asked while nothing comes, too: whoever flushes an idle store wants it filled again.
-            if beat.elapsed() >= HEARTBEAT && fold.delta.is_empty() {
-                beat = Stopwatch::start();
-                self.check(&fences).await?;
-            }
-            let mut stop = self.stop.clone();
-            let ready = tokio::select! {
-                ready = tokio::time::timeout(HEARTBEAT, reader.ready()) => ready,
-                _ = stop.wait_for(|stop| *stop), if !stopping => continue,
-            };
-            match ready {
-                Err(_) => continue,
-                Ok(false) => return Ok(()),
-                Ok(true) => {}
+            // Otherwise something was read ahead.
+            if fold.delta.is_empty() {
+                let stopping = *self.stop.borrow();
+                if reader.caught_up() && stopping {
+                    return Ok(());
+                }
+                // Asked while nothing comes, too: whoever flushes an idle store wants it filled again.
+                if beat.elapsed() >= HEARTBEAT {
+                    beat = Stopwatch::start();
+                    self.check(&fences).await?;
+                }
+                let mut stop = self.stop.clone();
+                let ready = tokio::select! {
+                    ready = tokio::time::timeout(HEARTBEAT, reader.ready()) => ready,
+                    _ = stop.wait_for(|stop| *stop), if !stopping => continue,
+                };
+                match ready {
+                    Err(_) => continue,
+                    Ok(false) => return Ok(()),
+                    Ok(true) => {}
+                }
             }
             let gathering = Stopwatch::start();
             loop {
                 (reader, fold) = self.read(reader, fold, fences.boundary(fences.start())).await?;
-                let full = fold.events() >= self.most_events
-                    || fold.bytes() as u64 >= BYTES[self.role as usize] * self.most_events / EVENTS.1;
+                let full = self.full().is(&fold);
                 let patience = self.patience(&fold);
                 let due = gathering.elapsed() >= patience || *self.stop.borrow();
                 let cut = fences.boundary(fences.start()).is_some_and(|end| fold.delta.to >= end);
@@ -285,12 +326,19 @@ impl Publisher {
                 continue;
             }
             let delta = std::mem::replace(&mut fold, Fold::new(self.role, next));
-            self.send(delta, &mut fences).await?;
-            beat = Stopwatch::start();
             if reader.next() != next {
                 // A delta that had to end early; what was read beyond it is read again.
                 reader = self.journal.reader(next);
             }
+            if reader.caught_up() || fences.boundary(next).is_some() {
+                self.send(delta, &mut fences).await?;
+            } else {
+                // Behind, it folds the next one while Redis applies this one.
+                let ahead = self.read_ahead(reader, fold);
+                self.send(delta, &mut fences).await?;
+                (reader, fold) = ahead.await.map_err(|error| End::Local(error.to_string()))??;
+            }
+            beat = Stopwatch::start();
         }
     }
 
@@ -317,28 +365,31 @@ impl Publisher {
         }
     }
 
+    /// When a delta is as large as it may be.
+    fn full(&self) -> Full {
+        Full { events: self.most_events, bytes: BYTES[self.role as usize] * self.most_events / EVENTS.1 }
+    }
+
     /// Reads a chunk into the fold, off the runtime; no entry at or after `until`.
-    async fn read(&self, mut reader: Reader, mut fold: Fold, until: Option<u64>) -> Result<(Reader, Fold), End> {
+    async fn read(&self, reader: Reader, fold: Fold, until: Option<u64>) -> Result<(Reader, Fold), End> {
         let (options, name) = (self.options.clone(), self.journal.name().to_owned());
-        let work = tokio::task::spawn_blocking(move || {
-            if until.is_some_and(|until| fold.delta.to >= until) {
-                return Ok((reader, fold));
-            }
-            let Some(chunk) = reader.read(CHUNK)? else { return Ok((reader, fold)) };
-            for (seq, entry) in chunk.entries() {
-                if until.is_some_and(|until| seq >= until) {
+        let work = tokio::task::spawn_blocking(move || read_chunk(reader, fold, until, &name, &options));
+        Ok(work.await.map_err(|error| End::Local(error.to_string()))??)
+    }
+
+    /// Reads into the fold until it is full or nothing is left.
+    fn read_ahead(&self, mut reader: Reader, mut fold: Fold) -> JoinHandle<Result<(Reader, Fold), JournalError>> {
+        let (options, name, full) = (self.options.clone(), self.journal.name().to_owned(), self.full());
+        tokio::task::spawn_blocking(move || {
+            while !full.is(&fold) && !reader.caught_up() {
+                let before = reader.next();
+                (reader, fold) = read_chunk(reader, fold, None, &name, &options)?;
+                if reader.next() == before {
                     break;
                 }
-                match entry {
-                    Ok(entry) => fold.apply(seq, &entry, &name, &options),
-                    Err(error) => log::error!("entry {seq} of the journal: {error}; it is not counted"),
-                }
             }
-            fold.delta.advance(until.map_or(chunk.end, |until| chunk.end.min(until)));
-            reader.recycle(chunk);
-            Ok::<_, JournalError>((reader, fold))
-        });
-        Ok(work.await.map_err(|error| End::Local(error.to_string()))??)
+            Ok((reader, fold))
+        })
     }
 
     /// Publishes the windows a delta touched, then sends the delta, again and again until its outcome is known.

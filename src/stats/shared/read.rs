@@ -12,12 +12,12 @@ use futures_util::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
 
 use super::blob::{self, Sums};
-use super::client::{Client, StoreError};
 use super::fold::audit_key;
 use super::keys::{Keys, Part, part};
 use super::{Role, SharedOptions, SharedState};
 use crate::clock::{Stopwatch, UnixMillis};
 use crate::event::RejectCode;
+use crate::redis::{Client, StoreError};
 use crate::stats::answers::{AsOf, StoreAudit, Summary, Timeseries, Top};
 use crate::stats::query::{AuditTotals, summary, top};
 use crate::stats::store::sqlite_read::{Dim, Set, Totals};

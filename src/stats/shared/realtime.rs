@@ -8,11 +8,11 @@ use serde_json::value::RawValue;
 
 use super::UniquesMode;
 use super::blob::{self, Sums};
-use super::client::StoreError;
 use super::keys::{hot_pages, seconds, site_prefix};
 use super::read::{Inner, SharedReads, parse_as_of};
 use crate::clock::{SECOND, UnixMillis, rfc3339};
 use crate::event::PAGE_VIEW;
+use crate::redis::StoreError;
 use crate::stats::WindowName;
 use crate::stats::answers::{HotPage, Realtime};
 

@@ -19,7 +19,7 @@ use crate::stats::window::{Piece, Tier};
 use crate::stats::{Delta, StatsError, StatsOptions};
 
 mod embedded {
-    refinery::embed_migrations!("migrations/sqlite");
+    refinery::embed_migrations!("migrations/sqlite/stats");
 }
 
 /// Size that the WAL is cut back to after a checkpoint; a long read can make it grow beyond.

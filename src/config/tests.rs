@@ -1,0 +1,163 @@
+//! Tests of the config as a whole.
+
+use super::*;
+
+const FILE: &str = include_str!("../../config/tidegate.toml");
+
+fn load(text: &str, env: &[(&str, &str)]) -> Result<Config, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.toml");
+    std::fs::write(&path, text).unwrap();
+    let env: Vec<_> = env.iter().map(|(k, v)| (String::from(*k), String::from(*v))).collect();
+    Config::load(Some(&path), env.into_iter())
+        .map_err(|e| e.to_string().replace(&format!("{}/", folder.path().display()), ""))
+}
+
+#[test]
+fn the_shipped_file_holds_every_default_and_no_other() {
+    let raw: RawConfig = toml::from_str(FILE).unwrap();
+    assert_eq!(raw, RawConfig::default());
+    // Every key of the file, taken away from the struct's error message about an unknown one, leaves nothing.
+    let table: toml::Table = toml::from_str(FILE).unwrap();
+    for (section, keys) in &table {
+        let error = toml::from_str::<RawConfig>(&format!("[{section}]\nnosuch = 1")).unwrap_err();
+        let known: Vec<&str> = error.message().split('`').skip(3).step_by(2).collect();
+        for key in &known {
+            assert!(keys.as_table().unwrap().contains_key(*key), "{section}.{key} is not in the file");
+        }
+        assert!(!known.is_empty(), "{section}: {error}");
+        for (inner, keys) in keys.as_table().unwrap().iter().filter(|(_, keys)| keys.is_table()) {
+            // Others' own names, of which we have no list: stream.properties.
+            let Err(error) = toml::from_str::<RawConfig>(&format!("[{section}.{inner}]\nnosuch = 1")) else {
+                assert!(keys.as_table().unwrap().is_empty(), "{section}.{inner}");
+                continue;
+            };
+            for key in error.message().split('`').skip(3).step_by(2) {
+                assert!(keys.as_table().unwrap().contains_key(key), "{section}.{inner}.{key} is not in the file");
+            }
+            for (deeper, keys) in keys.as_table().unwrap().iter().filter(|(_, keys)| keys.is_table()) {
+                let text = format!("[{section}.{inner}.{deeper}]\nnosuch = 1");
+                let error = toml::from_str::<RawConfig>(&text).unwrap_err();
+                for key in error.message().split('`').skip(3).step_by(2) {
+                    let there = keys.as_table().unwrap().contains_key(key);
+                    assert!(there, "{section}.{inner}.{deeper}.{key} is not in the file");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_example_for_production_is_valid() {
+    let config = load(include_str!("../../config/production.toml"), &[]).unwrap();
+    assert_eq!(config.trusted_proxies.len(), 2);
+}
+
+#[test]
+fn every_setting_has_a_comment() {
+    let mut before = "";
+    for line in FILE.lines() {
+        if line.contains(" = ") && !line.starts_with('#') {
+            assert!(before.starts_with("# "), "no comment above {line}");
+        }
+        before = line;
+    }
+}
+
+#[test]
+fn mistakes_say_where_and_what_instead() {
+    let error = load("[server]\nlisten = \"127.0.0.1:0\"\nworker = 3\n", &[]).unwrap_err();
+    assert!(error.starts_with("t.toml:3:1: unknown key `worker`; did you mean `workers`?"), "{error}");
+    let error = load("[journal]\nretention = \"1 year\"\n", &[]).unwrap_err();
+    assert!(error.starts_with("t.toml:2:13: `1 year` is no duration"), "{error}");
+    let error = load("[journal]\ndurability = \"sometimes\"\n", &[]).unwrap_err();
+    assert!(error.contains("t.toml:2") && error.contains("synced"), "{error}");
+    let error = load("[server\n", &[]).unwrap_err();
+    assert!(error.starts_with("t.toml:1"), "{error}");
+    let error = load("[server]\nlisten = \"here\"\n[stats]\nmax_keys = 1\n", &[]).unwrap_err();
+    assert!(error.starts_with("t.toml:2: server.listen: `here` is no address"), "{error}");
+    assert!(error.contains("\nt.toml:4: stats.max_keys: "), "all at once: {error}");
+    let error = load("[server]\nadmin_key = \"short\"\n", &[]).unwrap_err();
+    assert!(error.contains("admin_key") && !error.contains("short"), "{error}");
+}
+
+#[test]
+fn the_shared_store_is_one_address_or_a_list() {
+    assert!(load("", &[]).unwrap().shared.is_none());
+    let config = load("[stats]\nurl = \"redis://127.0.0.1:1/2\"\n[stats.redis]\nuniques = \"hll\"\n", &[]).unwrap();
+    let shared = config.shared.unwrap();
+    assert_eq!(
+        (shared.redis.urls.len(), shared.redis.cluster, shared.uniques),
+        (1, false, crate::stats::UniquesMode::Hll)
+    );
+    let config = load("[stats]\nurl = [\"redis://a:1\", \"redis://a:2\"]\n", &[]).unwrap();
+    assert!(config.shared.unwrap().redis.cluster);
+    assert!(load("", &[("TIDEGATE__STATS__URL", "redis://a:1, redis://b:1")]).unwrap().shared.unwrap().redis.cluster);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    std::fs::write(&file, "a b/c\n").unwrap();
+    let env = [
+        ("TIDEGATE__STATS__URL", r#"["rediss://a:1", "rediss://b:1"]"#),
+        ("TIDEGATE__STATS__REDIS__PASSWORD_FILE", file.to_str().unwrap()),
+    ];
+    assert_eq!(
+        load("", &env).unwrap().shared.unwrap().redis.urls,
+        ["rediss://:a%20b%2Fc@a:1", "rediss://:a%20b%2Fc@b:1"]
+    );
+    let error = load("[stats]\nurl = \"http://user:secret@x\"\n", &[]).unwrap_err();
+    assert!(error.starts_with("t.toml:2: stats.url: an address must be like") && !error.contains("secret"), "{error}");
+    for odd in ["redis://127.0.0.1:6379/abc", "redis://", "redis://:secret@a:1,rediss://b:1", "redis://a:99999"] {
+        let error = load(&format!("[stats]\nurl = \"{odd}\"\n"), &[]).unwrap_err();
+        assert!(error.starts_with("t.toml:2: stats.url: no client") && !error.contains("secret"), "{odd}: {error}");
+    }
+    let error = load("[stats]\nurl = \"redis://x\"\n[stats.redis]\nprefix = \"{a}\"\n", &[]).unwrap_err();
+    assert!(error.starts_with("t.toml:4: stats.redis.prefix:"), "{error}");
+}
+
+#[test]
+fn the_environment_overrides_the_file() {
+    let file = "[server]\nlisten = \"127.0.0.1:1\"\n";
+    let config = load(
+        file,
+        &[
+            ("TIDEGATE__SERVER__LISTEN", "127.0.0.1:2"),
+            ("TIDEGATE__SERVER__WORKERS", "3"),
+            ("TIDEGATE__SERVER__ADMIN_KEY", "1234567890123456"),
+            ("TIDEGATE__INGEST__CORS_ORIGINS", "[\"https://a\"]"),
+            ("TIDEGATE__SITES__SHOP__PRIVACY_SIGNAL", "drop"),
+            ("HOME", "/"),
+        ],
+    )
+    .unwrap();
+    assert_eq!((config.listen.port(), config.workers), (2, 3));
+    assert_eq!(config.admin_key.as_deref(), Some("1234567890123456"));
+    assert_eq!(config.cors_origins, Some(vec![String::from("https://a")]));
+    assert_eq!(config.rules.site_privacy["shop"], PrivacyPolicy::Drop);
+    let error = load(file, &[("TIDEGATE__SERVER__LISTN", "x")]).unwrap_err();
+    assert_eq!(error, "environment variable TIDEGATE__SERVER__LISTN: unknown key `listn`; did you mean `listen`?");
+    let error = load(file, &[("TIDEGATE__SERVER__LISTEN", "there")]).unwrap_err();
+    assert!(error.starts_with("environment variable TIDEGATE__SERVER__LISTEN: `there` is no address"), "{error}");
+    let error = load(file, &[("TIDEGATE__SERVER", "x")]).unwrap_err();
+    assert!(error.contains("TIDEGATE__SECTION__KEY"), "{error}");
+}
+
+#[test]
+fn the_environment_sets_properties_with_dots_in_their_names() {
+    let file = "[stream]\nproperties = { \"socket.timeout.ms\" = 7000, \"client.rack\" = \"a\" }\n";
+    let properties = |env: &[(&str, &str)]| -> std::collections::BTreeMap<String, String> {
+        let config = load(file, env).unwrap();
+        config.stream.properties.into_iter().map(|(name, value)| (name, value.0)).collect()
+    };
+    let found = properties(&[
+        ("TIDEGATE__STREAM__PROPERTIES__SOCKET_TIMEOUT_MS", "9000"),
+        ("TIDEGATE__STREAM__PROPERTIES__SOCKET_KEEPALIVE_ENABLE", "true"),
+    ]);
+    let held: Vec<(&str, &str)> = found.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!(held, [("client.rack", "a"), ("socket.keepalive.enable", "true"), ("socket.timeout.ms", "9000")]);
+    // The whole table, in place of the file's.
+    let found = properties(&[("TIDEGATE__STREAM__PROPERTIES", r#"{ "client.rack" = "b", socket.timeout.ms = 1000 }"#)]);
+    assert_eq!((found.len(), found["client.rack"].as_str(), found["socket.timeout.ms"].as_str()), (2, "b", "1000"));
+    let variable = "TIDEGATE__STREAM__PROPERTIES__SOCKET_TIMEOUT_MS";
+    let error = load("", &[(variable, "soon")]).unwrap_err();
+    assert!(error.starts_with(&format!("environment variable {variable}: ")), "{error}");
+}
