@@ -4,7 +4,7 @@
 //! milliseconds ([`UnixMillis`]); clippy's `disallowed-methods` keeps other callers of `SystemTime::now` out.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since 1970-01-01T00:00:00Z.
@@ -89,6 +89,50 @@ pub fn rfc3339(at: UnixMillis) -> String {
 /// Parses RFC 3339 (`2026-11-23T07:30:07+01:00`).
 pub fn parse_rfc3339(text: &str) -> Option<UnixMillis> {
     text.parse::<jiff::Timestamp>().ok().map(|ts| ts.as_millisecond())
+}
+
+/// Nanoseconds on a [`Monotonic`] clock. They start at a day, so that a moment before now can always be said.
+pub type Nanos = u64;
+
+/// Time that only goes forward, for limits, time-outs and measures within this process; real, or moved by hand.
+#[derive(Clone, Debug)]
+pub struct Monotonic(Ticks);
+
+#[derive(Clone, Debug)]
+enum Ticks {
+    Real(Instant),
+    Manual(Arc<AtomicU64>),
+}
+
+/// Where a [`Monotonic`] clock starts.
+const FIRST: Nanos = 86_400_000_000_000;
+
+impl Monotonic {
+    /// The system's, which starts now.
+    #[expect(clippy::disallowed_methods, reason = "this is the place")]
+    pub fn system() -> Self {
+        Self(Ticks::Real(Instant::now()))
+    }
+
+    /// One that stands still until [`Monotonic::advance`] moves it.
+    pub fn manual() -> Self {
+        Self(Ticks::Manual(Arc::new(AtomicU64::new(FIRST))))
+    }
+
+    /// Now.
+    pub fn now(&self) -> Nanos {
+        match &self.0 {
+            Ticks::Real(start) => FIRST + start.elapsed().as_nanos() as Nanos,
+            Ticks::Manual(at) => at.load(Ordering::SeqCst),
+        }
+    }
+
+    /// Moves a manual clock on; does nothing to the system's.
+    pub fn advance(&self, by: Duration) {
+        if let Ticks::Manual(at) = &self.0 {
+            at.fetch_add(by.as_nanos() as Nanos, Ordering::SeqCst);
+        }
+    }
 }
 
 #[cfg(test)]

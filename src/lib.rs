@@ -42,6 +42,7 @@ pub mod clock;
 pub mod config;
 pub mod diagnostics;
 pub mod event;
+pub mod gateway;
 pub mod http;
 pub mod journal;
 pub mod lifecycle;
