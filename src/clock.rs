@@ -61,6 +61,11 @@ impl Clock {
     }
 }
 
+/// Now, as the timers of the runtime count it: for deadlines that are handed to them.
+pub fn instant() -> tokio::time::Instant {
+    tokio::time::Instant::now()
+}
+
 /// A monotonic stopwatch, for durations that are measured and not compared with event times.
 #[derive(Clone, Copy, Debug)]
 pub struct Stopwatch(Instant);

@@ -68,6 +68,21 @@ pub async fn stop_signal() -> std::io::Result<&'static str> {
     })
 }
 
+/// Calls back at every SIGHUP: logs have been moved away, and are to be opened anew.
+///
+/// # Errors
+/// When signals cannot be listened to.
+pub fn on_hangup(mut reopen: impl FnMut() + Send + 'static) -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            reopen();
+        }
+    });
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

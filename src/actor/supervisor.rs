@@ -102,6 +102,10 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
                     Exit::Failed => restarts.failed.fetch_add(1, Ordering::Relaxed),
                     Exit::Panicked => restarts.panicked.fetch_add(1, Ordering::Relaxed),
                 };
+                // With its thread everything on it ends; there is nowhere to start again.
+                if !arbiter.spawn(async {}) {
+                    break;
+                }
                 if since.elapsed() > STABLE {
                     wait = SHORTEST_WAIT;
                 }
