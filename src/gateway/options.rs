@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::Deserialize;
 
 use crate::redis::RedisOptions;
 
@@ -22,7 +23,7 @@ pub struct GatewayOptions {
     pub workers: usize,
     /// Connections in each of them.
     pub max_connections: usize,
-    /// How long a client may take to send a request's head, and then may pause within its body.
+    /// How long a client may take to send a request's head, and then may pause within its body or in taking the answer.
     pub client_timeout: Duration,
     /// How long an idle connection of a client is kept open.
     pub keep_alive: Duration,
@@ -73,8 +74,10 @@ pub struct TlsOptions {
 
 /// Which requests go where, and how.
 ///
-/// Of the routes that match, the one with the most specific host wins (exact before `*.suffix` before none), then the longest
-/// literal path, then one with a method before one without, then one with more headers, then the first that is written.
+/// Of the routes that match, the one with the most specific host wins (exact before the longest `*.suffix` before none), then
+/// the one with the most literal characters in its path (but for a slash at the end), then a pattern of fixed length before a
+/// prefix or a pattern with a rest, then one with a method before one without, then one with more headers, then the first that
+/// is written. A route for `GET` is one for `HEAD`.
 #[derive(Clone, Debug)]
 pub struct RouteOptions {
     /// For metrics, logs and limits; unique.
@@ -151,7 +154,8 @@ pub enum Rewrite {
 }
 
 /// Who may use a route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AuthPolicy {
     /// Anybody; an API key that is sent must be good all the same.
     Public,
@@ -231,7 +235,8 @@ pub struct UpstreamOptions {
 }
 
 /// HTTP towards targets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Protocol {
     /// HTTP/1.1.
     Http1,
@@ -293,7 +298,8 @@ pub struct TargetOptions {
 }
 
 /// How a target is chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Balance {
     /// In turn, smoothly by weight.
     RoundRobin,
@@ -380,7 +386,8 @@ pub struct LimitOptions {
 }
 
 /// A part of what a bucket is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LimitKey {
     /// The client's address; IPv6 by /64.
     Address,
@@ -393,7 +400,8 @@ pub enum LimitKey {
 }
 
 /// What a shared limit does while Redis is away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum StoreDown {
     /// Each instance lets through its share: the limit by the number of instances last seen.
     LocalShare,

@@ -5,7 +5,7 @@ use std::future::{Ready, ready};
 use std::net::IpAddr;
 
 use actix_web::dev::Payload;
-use actix_web::http::header::{self, HeaderMap};
+use actix_web::http::header::{self, HeaderMap, HeaderValue};
 use actix_web::{FromRequest, HttpRequest, web};
 use ipnet::IpNet;
 use xxhash_rust::xxh3::xxh3_128;
@@ -14,39 +14,18 @@ use super::State;
 use super::error::ApiError;
 use crate::event::DEFAULT_SITE;
 use crate::event::intake::is_site;
+use crate::gateway::address::chain;
 
-/// The client's address: the peer's, or the first from the right of `X-Forwarded-For` that is no trusted proxy.
+/// The client's address: the peer's, or the first from the right of `X-Forwarded-For` (or `Forwarded`, where there is no
+/// such header) that is no trusted proxy.
 pub fn address(req: &HttpRequest, trusted: &[IpNet]) -> Option<IpAddr> {
     let peer = req.peer_addr().map(|peer| peer.ip().to_canonical())?;
     Some(forwarded(peer, req.headers(), trusted))
 }
 
 fn forwarded(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    let is_trusted = |ip: &IpAddr| trusted.iter().any(|range| range.contains(ip));
-    if trusted.is_empty() || !is_trusted(&peer) {
-        return peer;
-    }
-    let mut client = peer;
-    let lines: Vec<&str> = headers.get_all("x-forwarded-for").filter_map(|v| v.to_str().ok()).collect();
-    for hop in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
-        // What cannot be read was not written by a proxy of ours: stop at the last that was.
-        let Some(ip) = parse_hop(hop.trim()) else { break };
-        client = ip;
-        if !is_trusted(&ip) {
-            break;
-        }
-    }
-    client
-}
-
-/// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1` or `[2001:db8::1]:80`.
-fn parse_hop(hop: &str) -> Option<IpAddr> {
-    let ip: IpAddr = hop
-        .parse()
-        .ok()
-        .or_else(|| hop.parse::<std::net::SocketAddr>().ok().map(|socket| socket.ip()))
-        .or_else(|| hop.strip_prefix('[')?.strip_suffix(']')?.parse().ok())?;
-    Some(ip.to_canonical())
+    let lines = |name: &str| headers.get_all(name).map(HeaderValue::as_bytes);
+    chain(peer, trusted, lines("x-forwarded-for"), lines("forwarded")).client
 }
 
 /// Whether `Sec-GPC: 1` or `DNT: 1` was sent.
@@ -122,7 +101,7 @@ fn is_own_page(headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use actix_web::http::header::{HeaderName, HeaderValue};
+    use actix_web::http::header::HeaderName;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         pairs.iter().map(|(k, v)| (HeaderName::from_static(k), HeaderValue::from_static(v))).collect()

@@ -10,6 +10,7 @@ use actix_web::{Error, web};
 use super::State;
 use super::error::ApiError;
 use super::openapi::Document;
+use crate::gateway::trace;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -22,7 +23,7 @@ pub async fn envelope<B: MessageBody + 'static>(
     if req.method() == Method::HEAD {
         req.head_mut().method = Method::GET;
     }
-    let sent = req.headers().get(REQUEST_ID).filter(|id| well_formed(id)).cloned();
+    let sent = req.headers().get(REQUEST_ID).filter(|id| trace::is_request_id(id.as_bytes())).cloned();
     let mut answer = next.call(req).await?;
     let status = answer.status();
     if !status.is_client_error() && !status.is_server_error() {
@@ -37,7 +38,7 @@ pub async fn envelope<B: MessageBody + 'static>(
     }
     let id = match sent.as_ref().and_then(|id| id.to_str().ok()) {
         Some(id) => id.to_owned(),
-        None => uuid::Uuid::new_v4().to_string(),
+        None => trace::new_request_id(),
     };
     let now = answer.request().app_data::<web::Data<State>>().map_or(0, |state| state.clock.now());
     let document = answer.request().app_data::<web::Data<Document>>();
@@ -88,13 +89,8 @@ pub async fn known_methods<B: MessageBody + 'static>(
         return Ok(next.call(req).await?.map_into_right_body());
     }
     let now = req.app_data::<web::Data<State>>().map_or(0, |state| state.clock.now());
-    let refused = ApiError::MethodNotAllowed.render(&uuid::Uuid::new_v4().to_string(), now.div_euclid(1000));
+    let refused = ApiError::MethodNotAllowed.render(&trace::new_request_id(), now.div_euclid(1000));
     Ok(req.into_response(refused).map_into_left_body())
-}
-
-fn well_formed(id: &HeaderValue) -> bool {
-    let allowed = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
-    (1..=128).contains(&id.len()) && id.as_bytes().iter().all(allowed)
 }
 
 /// An error that the framework found.
