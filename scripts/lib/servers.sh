@@ -37,7 +37,11 @@ start_server() {
             bring_up mariadb "$dir" "$@"
             printf 'mysql://tidegate:tidegate@127.0.0.1:%s/tidegate\n' "$(cat "$dir/port")"
             ;;
-        *) fail "there is no server \"$kind\" here; known are: redis, redis-cluster, kafka, postgres, mariadb" ;;
+        etcd | nginx)
+            bring_up "$kind" "$dir" "$@"
+            printf '127.0.0.1:%s\n' "$(cat "$dir/port")"
+            ;;
+        *) fail "there is no server \"$kind\" here; known are: redis, redis-cluster, kafka, postgres, mariadb, etcd, nginx" ;;
     esac
 }
 
@@ -261,7 +265,8 @@ watch() {
             # Reading what never comes is a sleep that starts no process.
             exec 3<> <(:)
             while runs "$3" "$4"; do
-                if ! runs "$1" "$2"; then kill -9 "$3"; fi
+                # It leads a group, of its own processes.
+                if ! runs "$1" "$2"; then kill -9 -- "$3" "-$3"; fi
                 read -r -t 1 -u 3
             done' watch "$@" </dev/null >/dev/null 2>&1
     ) &
@@ -270,7 +275,7 @@ watch() {
 
 kill_server() {
     if alive "$1"; then
-        kill -9 "$(cat "$1/pid")" 2>/dev/null || true
+        kill -9 -- "$(cat "$1/pid")" "-$(cat "$1/pid")" 2>/dev/null || true
         while alive "$1"; do sleep 0.02; done
     fi
     rm -f "$1/pid" "$1/started"

@@ -33,7 +33,7 @@ fn run(args: &[&str]) -> String {
 }
 
 impl Service {
-    /// Starts `redis`, `redis-cluster`, `kafka`, `postgres` or `mariadb`, with further arguments for it.
+    /// Starts `redis`, `redis-cluster`, `kafka`, `postgres`, `mariadb`, `etcd` or `nginx`, with further arguments for it.
     pub fn start(kind: &'static str, args: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let args: Vec<String> = args.iter().map(|arg| String::from(*arg)).collect();
