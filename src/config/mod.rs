@@ -4,6 +4,8 @@
 
 pub mod cache;
 mod catalog;
+pub mod effective;
+pub mod gateway;
 pub mod popularity;
 pub mod raw;
 mod redis;
@@ -17,14 +19,18 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Deserialize;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
 use crate::cache::CacheOptions;
 use crate::catalog::CatalogOptions;
 use crate::catalog::popularity::PopularityOptions;
 use crate::event::intake::{PrivacyPolicy, Rules, is_site};
+use crate::gateway::options::GatewayOptions;
 use crate::journal::JournalOptions;
 use crate::stats::{Retention, SharedOptions, StatsOptions};
 use crate::stream::StreamOptions;
+use effective::Effective;
 use raw::RawConfig;
 use units::Span;
 
@@ -86,27 +92,38 @@ pub struct Config {
     pub warm_up: usize,
     /// Of them a second, at most.
     pub warm_rate: u32,
+    /// What stands behind the gateway, and who may pass.
+    pub gateway: GatewayOptions,
     /// Filter of the log.
     pub log: String,
+    /// Where all of this came from.
+    pub origin: Origin,
+    /// What is set, key by key.
+    pub effective: Effective,
 }
 
 impl Config {
     /// Reads a file (if one is given) and variables, and checks everything.
+    ///
+    /// # Errors
+    /// With every mistake, where it was made.
     pub fn load(file: Option<&Path>, env: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+        let variables = env.filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
+        Origin { file: file.map(Path::to_owned), variables }.read()
+    }
+
+    fn parse(origin: &Origin, text: Option<String>) -> Result<Self, ConfigError> {
         let mut table = toml::Table::new();
         let mut sources = Sources::default();
-        if let Some(path) = file {
-            let name = path.display();
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| ConfigError(vec![format!("{name}: cannot be read: {error}")]))?;
+        if let Some(text) = text {
+            let name = origin.name();
             // Once from the text, for the line numbers of its errors; the merged table has none.
-            toml::from_str::<RawConfig>(&text)
-                .map_err(|error| ConfigError(vec![describe(&name.to_string(), &text, &error)]))?;
+            toml::from_str::<RawConfig>(&text).map_err(|error| ConfigError(vec![describe(&name, &text, &error)]))?;
             table = toml::from_str(&text).map_err(|error| ConfigError(vec![format!("{name}: {error}")]))?;
-            sources.file = Some((name.to_string(), text));
+            sources.file = Some((name, text));
         }
         let mut errors = Vec::new();
-        let mut variables: Vec<_> = env.filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
+        let mut variables = origin.variables.clone();
         variables.sort();
         for (name, value) in variables {
             // As text if it can be that: a key of digits is no number.
@@ -127,10 +144,58 @@ impl Config {
         if !errors.is_empty() {
             return Err(ConfigError(errors));
         }
-        let raw = RawConfig::deserialize(table).map_err(|e| ConfigError(vec![hint(e.message())]))?;
-        validate(&raw).map_err(|mistakes| {
+        let raw = RawConfig::deserialize(table.clone()).map_err(|e| ConfigError(vec![hint(e.message())]))?;
+        let config = validate(&raw).map_err(|mistakes| {
             ConfigError(mistakes.iter().map(|(key, message)| sources.describe(key, message)).collect())
-        })
+        })?;
+        Ok(Self { origin: origin.clone(), effective: Effective::new(table), ..config })
+    }
+}
+
+/// Where a config came from, to be read again.
+#[derive(Clone, Default)]
+pub struct Origin {
+    /// The file, if there is one.
+    pub file: Option<PathBuf>,
+    /// Variables, and options of the command line as such. They may hold secrets.
+    variables: Vec<(String, String)>,
+}
+
+impl std::fmt::Debug for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Origin").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+impl Origin {
+    fn name(&self) -> String {
+        self.file.as_ref().map_or_else(|| String::from("config"), |file| file.display().to_string())
+    }
+
+    /// What the file says, if there is one.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn text(&self) -> Result<Option<String>, ConfigError> {
+        let Some(file) = &self.file else { return Ok(None) };
+        let text = std::fs::read_to_string(file);
+        text.map(Some).map_err(|error| ConfigError(vec![format!("{}: cannot be read: {error}", file.display())]))
+    }
+
+    /// Reads all of it again.
+    ///
+    /// # Errors
+    /// With every mistake, where it was made.
+    pub fn read(&self) -> Result<Config, ConfigError> {
+        Config::parse(self, self.text()?)
+    }
+
+    /// The same, if the file said this.
+    ///
+    /// # Errors
+    /// With every mistake, where it was made.
+    pub fn with_text(&self, text: String) -> Result<Config, ConfigError> {
+        Config::parse(self, Some(text))
     }
 }
 
@@ -152,6 +217,11 @@ impl Sources {
         if self.variables.contains(&variable) {
             return format!("environment variable {variable}: {message}");
         }
+        // A variable may also hold a whole table, or a list of them.
+        let holds = |set: &&String| variable.strip_prefix(set.as_str()).is_some_and(|rest| rest.starts_with("__"));
+        if let Some(set) = self.variables.iter().find(holds) {
+            return format!("environment variable {set}: {key}: {message}");
+        }
         match self.file.as_ref().and_then(|(name, text)| Some((name, line_of(text, key)?))) {
             Some((name, line)) => format!("{name}:{line}: {key}: {message}"),
             None => format!("{key}: {message}"),
@@ -159,22 +229,41 @@ impl Sources {
     }
 }
 
-/// The line on which `section.key` is set.
+/// The line on which `section.key` is set, or where the table begins that it should stand in. The entry of a list is called by
+/// its `name`, or by its place, as `#2`.
 fn line_of(text: &str, key: &str) -> Option<usize> {
-    let (section, name) = key.rsplit_once('.')?;
-    let mut current = String::new();
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if let Some(header) = line.strip_prefix('[').and_then(|line| line.split(']').next()) {
-            current = header.replace(['"', ' '], "");
-        } else if let Some((left, _)) = line.split_once('=') {
-            let left = left.replace(['"', ' '], "");
-            if (current == section && left == name) || (current.is_empty() && left == key) {
-                return Some(number + 1);
+    let document = DeTable::parse(text).ok()?;
+    let mut at = None;
+    let mut table = document.get_ref();
+    let mut rest = key;
+    'deeper: loop {
+        // Names may have dots, so the longest that is there counts.
+        let ends = rest.match_indices('.').map(|(end, _)| end).chain([rest.len()]);
+        let named = ends.rev().find_map(|end| table.get_key_value(&rest[..end]).map(|found| (end, found)));
+        let Some((end, (name, value))) = named else { break };
+        at = Some(name.span().start);
+        rest = rest.get(end + 1..).unwrap_or_default();
+        table = match value.get_ref() {
+            DeValue::Table(inner) => inner,
+            DeValue::Array(entries) => {
+                let (entry, behind) = rest.split_once('.').unwrap_or((rest, ""));
+                for (place, found) in entries.iter().enumerate() {
+                    let DeValue::Table(inner) = found.get_ref() else { break 'deeper };
+                    let is_named =
+                        |name: &Spanned<DeValue<'_>>| matches!(name.get_ref(), DeValue::String(name) if name == entry);
+                    if inner.get("name").is_some_and(is_named) || format!("#{}", place + 1) == entry {
+                        at = Some(found.span().start);
+                        table = inner;
+                        rest = behind;
+                        continue 'deeper;
+                    }
+                }
+                break;
             }
-        }
+            _ => break,
+        };
     }
-    None
+    at.map(|at| text[..at.min(text.len())].matches('\n').count() + 1)
 }
 
 /// A variable's value as the number, truth value, list or table that it reads as.
@@ -325,6 +414,9 @@ fn validate(raw: &RawConfig) -> Result<Config, Vec<(String, String)>> {
     let cache = cache::validate(&raw.cache, &mut bad);
     let popularity = popularity::validate(&raw.popularity, shared.as_ref(), &mut bad);
     let catalog = catalog::validate(&raw.catalog, &raw.data.dir, &mut bad);
+    let around =
+        gateway::Around { data: &raw.data.dir, server: listen, trusted_proxies: &trusted_proxies, drain_timeout };
+    let gateway = gateway::validate(&raw.gateway, &around, &mut bad);
     if !errors.is_empty() {
         return Err(errors);
     }
@@ -379,7 +471,10 @@ fn validate(raw: &RawConfig) -> Result<Config, Vec<(String, String)>> {
         catalog,
         warm_up: raw.catalog.warm_up,
         warm_rate: raw.catalog.warm_rate,
+        gateway,
         log: raw.log.level.clone(),
+        origin: Origin::default(),
+        effective: Effective::default(),
     })
 }
 

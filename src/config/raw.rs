@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::cache::Cache;
 use super::catalog::Catalog;
+use super::gateway::Gateway;
 use super::popularity::Popularity;
 use super::stream::Stream;
 use super::units::{Bytes, Span, Urls};
@@ -36,6 +37,8 @@ pub struct RawConfig {
     pub popularity: Popularity,
     /// Where the products are.
     pub catalog: Catalog,
+    /// What stands behind the gateway.
+    pub gateway: Gateway,
     /// What is logged.
     pub log: Log,
     /// Settings of single sites.
