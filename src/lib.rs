@@ -28,6 +28,24 @@
 //! [`stream`] has two further readers of the journal: one hands on events, one the numbers of the windows they touched. Their
 //! cursors lie in Kafka, in the transaction of what they stand for.
 //!
+//! # The path of a proxied request
+//!
+//! ```text
+//! GET /api/v1/users/7, on a listener of the gateway
+//!   gateway::proxy::front    takes the connection; guard looks at its framing, hyper parses, worker has the order of the rest
+//!   gateway::path, route     one form of the path, and the route that it takes
+//!   gateway::limit           all limits of the request are paid together, or none -> 429
+//!   gateway::headers         what the upstream may see, and what it is told
+//!   gateway::breaker         whether the upstream is asked at all -> 503
+//!   gateway::upstream        a place under way, a target that is well; whether it may be tried again
+//!   gateway::proxy::send     a connection of this worker's pool, another try where that is safe
+//!   gateway::proxy::answer   streamed as it comes; at its end the place is free, and log and metrics hear of it
+//! ```
+//!
+//! Nothing of it waits in a mailbox or for Redis: [`gateway::limit`] exchanges leases, [`gateway::breaker`] weighs outcomes,
+//! [`gateway::check`] and [`gateway::discovery`] look after targets beside it. A route with `own = true` calls the actix
+//! application instead.
+//!
 //! # The life of the process
 //!
 //! [`cli`] reads the command, [`config`] what it runs with, [`app`] puts the rooms together and takes them apart again in

@@ -1,6 +1,7 @@
 //! The composition root: config -> stores -> actors -> HTTP, and the drain in reverse.
 
 mod catalog;
+mod gateway;
 pub mod lock;
 
 use std::net::{SocketAddr, TcpListener};
@@ -18,9 +19,10 @@ use crate::config::Config;
 use crate::event::visitor::Salts;
 use crate::http;
 use crate::journal::{self, Journal};
-use crate::lifecycle::{Lifecycle, Phase, stop_signal};
+use crate::lifecycle::{Lifecycle, Phase, on_hangup, stop_signal};
 use crate::stats::{self, StatsHandle};
 use crate::stream::{self, StreamHandle};
+use gateway::Front;
 use lock::DataLock;
 
 /// Everything but HTTP: what a server and a command on a folder share.
@@ -171,6 +173,7 @@ pub struct App {
     address: SocketAddr,
     server: ServerHandle,
     serving: JoinHandle<std::io::Result<()>>,
+    front: Option<Front>,
 }
 
 impl App {
@@ -180,11 +183,14 @@ impl App {
         let listener = TcpListener::bind(config.listen)
             .with_context(|| format!("server.listen: cannot listen on {}", config.listen))?;
         let address = listener.local_addr()?;
+        let front = gateway::listen(&config.gateway)?;
         let mut lock = DataLock::acquire(&config.data)?;
         lock.describe(&format!("process {} at http://{address}", std::process::id()))?;
         let core = Core::open(config, clock, lock).await?;
         let catalog = catalog::start(&core).await?;
         let lifecycle = Lifecycle::default();
+        let registry = prometheus::Registry::new();
+        let gateway = gateway::start(&core, front.is_some(), &registry)?;
         let state = http::State {
             config: core.config.clone(),
             clock: core.clock.clone(),
@@ -193,18 +199,39 @@ impl App {
             stats: core.stats.clone(),
             stream: core.stream.clone(),
             catalog: catalog.clone(),
+            gateway: gateway.clone(),
             lifecycle: lifecycle.clone(),
         };
-        let server = http::server(state, listener)?;
+        let application = http::Application::new(state, registry)?;
+        let server = application.server(listener)?;
         let handle = server.handle();
         let serving = actix_web::rt::spawn(server);
+        let front = match (gateway, front) {
+            (Some(gateway), Some(listeners)) => Some(Front::serve(gateway, listeners, application.own())?),
+            _ => None,
+        };
         lifecycle.enter(Phase::Ready);
-        Ok(Self { core, catalog, lifecycle, address, server: handle, serving })
+        Ok(Self { core, catalog, lifecycle, address, server: handle, serving, front })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where the gateway takes plain HTTP, if it does.
+    pub fn gateway_address(&self) -> Option<SocketAddr> {
+        self.front.as_ref()?.plain
+    }
+
+    /// Where the gateway takes HTTPS, if it does.
+    pub fn gateway_tls_address(&self) -> Option<SocketAddr> {
+        self.front.as_ref()?.tls
+    }
+
+    /// The gateway, if there is one.
+    pub fn gateway(&self) -> Option<&crate::gateway::Gateway> {
+        self.front.as_ref().map(|front| &front.gateway)
     }
 
     /// What it is made of, for the tests.
@@ -224,6 +251,11 @@ impl App {
             env!("CARGO_PKG_VERSION"),
             self.core.config.data.display()
         );
+        for (scheme, at) in [("http", self.gateway_address()), ("https", self.gateway_tls_address())] {
+            if let Some(at) = at {
+                println!("  gateway    {scheme}://{at}");
+            }
+        }
         println!("  dashboard  http://{host}/dashboard");
         println!("  tracker    <script defer src=\"http://{host}/tracker.js\"></script>");
         println!("  API        http://{host}/docs/");
@@ -231,6 +263,13 @@ impl App {
 
     /// Serves until SIGTERM or SIGINT, then drains.
     pub async fn run_until_signal(mut self) -> anyhow::Result<()> {
+        let gateway = self.gateway().cloned();
+        on_hangup(move || {
+            if let Some(log) = gateway.as_ref().and_then(|gateway| gateway.access_log()) {
+                log.reopen();
+                log::info!("SIGHUP: the access log is opened anew");
+            }
+        })?;
         let signal = tokio::select! {
             signal = stop_signal() => signal?,
             ended = &mut self.serving => {
@@ -256,12 +295,24 @@ impl App {
         // A worker that is told to stop drops the connections it was handed and has not begun. So nothing more is
         // accepted first, and what was is taken up.
         self.server.pause().await;
+        if let Some(front) = &self.front {
+            front.pause().await;
+        }
         tokio::time::sleep(TAKE_UP).await;
         // The server's own shutdown time-out cuts what is left a little before this.
-        if tokio::time::timeout(for_requests + Duration::from_secs(1), self.server.stop(true)).await.is_err() {
-            log::warn!("drain: requests were still running after {} s", for_requests.as_secs());
-            self.server.stop(false).await;
-        }
+        let within = for_requests + Duration::from_secs(1);
+        let server = async {
+            if tokio::time::timeout(within, self.server.stop(true)).await.is_err() {
+                log::warn!("drain: requests were still running after {} s", for_requests.as_secs());
+                self.server.stop(false).await;
+            }
+        };
+        let front = async {
+            if let Some(front) = &self.front {
+                front.stop(within).await;
+            }
+        };
+        tokio::join!(server, front);
         log::info!("drain: requests are finished after {} ms", phase.elapsed().as_millis());
         let phase = Stopwatch::start();
         catalog::stop(&self.catalog, deadline.saturating_sub(whole.elapsed())).await;

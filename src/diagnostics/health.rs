@@ -6,12 +6,14 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::catalog::CatalogHandle;
+use crate::gateway::Gateway;
 use crate::journal::Journal;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::stats::StatsHandle;
 use crate::stream::StreamHandle;
 
 use super::catalog::CatalogHealth;
+use super::gateway::GatewayHealth;
 use super::stream::StreamHealth;
 
 /// How a part, or the whole, is.
@@ -47,6 +49,9 @@ pub struct Health {
     stream: Option<StreamHealth>,
     /// The products.
     catalog: CatalogHealth,
+    /// What is in front of other services, if anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gateway: Option<GatewayHealth>,
 }
 
 /// The journal.
@@ -98,6 +103,7 @@ impl Health {
         stats: &StatsHandle,
         stream: Option<&StreamHandle>,
         catalog: &CatalogHandle,
+        gateway: Option<&Gateway>,
         lifecycle: &Lifecycle,
     ) -> Self {
         let phase = lifecycle.phase();
@@ -127,9 +133,11 @@ impl Health {
         let stream = stream.map(|stream| StreamHealth::of(stream, journal));
         let stream_status = stream.as_ref().map_or(Status::Ok, |stream| stream.status);
         let catalog = CatalogHealth::of(catalog);
+        let gateway = gateway.map(GatewayHealth::of);
+        let gateway_status = gateway.as_ref().map_or(Status::Ok, |gateway| gateway.status);
         let phase_status = if phase == Phase::Ready { Status::Ok } else { Status::Unavailable };
         Self {
-            status: [stats_status, shared_status, stream_status, catalog.status, phase_status]
+            status: [stats_status, shared_status, stream_status, catalog.status, gateway_status, phase_status]
                 .into_iter()
                 .fold(journal_status, Status::max),
             phase: match phase {
@@ -156,6 +164,7 @@ impl Health {
             shared,
             stream,
             catalog,
+            gateway,
         }
     }
 }

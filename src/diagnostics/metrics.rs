@@ -7,6 +7,7 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::{LabelPair, Metric, MetricFamily, MetricType};
 
 use crate::catalog::CatalogHandle;
+use crate::gateway::Gateway;
 use crate::journal::Journal;
 use crate::stats::{SharedState, StatsHandle};
 use crate::stream::StreamHandle;
@@ -17,6 +18,7 @@ pub struct Rooms {
     stats: StatsHandle,
     stream: Option<StreamHandle>,
     catalog: CatalogHandle,
+    gateway: Option<Gateway>,
     describes: Desc,
 }
 
@@ -27,10 +29,11 @@ impl Rooms {
         stats: StatsHandle,
         stream: Option<StreamHandle>,
         catalog: CatalogHandle,
+        gateway: Option<Gateway>,
     ) -> prometheus::Result<Self> {
         let describes =
             Desc::new("tidegate_rooms".into(), "Numbers of the rooms".into(), Vec::new(), Default::default())?;
-        Ok(Self { journal, stats, stream, catalog, describes })
+        Ok(Self { journal, stats, stream, catalog, gateway, describes })
     }
 }
 
@@ -139,6 +142,9 @@ impl Collector for Rooms {
             families.extend(super::stream::families(stream, end));
         }
         families.extend(super::catalog::families(&self.catalog));
+        if let Some(gateway) = &self.gateway {
+            families.extend(super::gateway::families(gateway));
+        }
         families
     }
 }

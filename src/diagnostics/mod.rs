@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod catalog;
+pub mod gateway;
 pub mod health;
 pub mod metrics;
 pub mod stream;

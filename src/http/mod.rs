@@ -18,18 +18,22 @@ mod routes;
 mod statistics;
 
 use std::net::TcpListener;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::dev::Server;
+use actix_service::IntoServiceFactory;
+use actix_web::body::MessageBody;
+use actix_web::dev::{AppConfig, Server, Service, ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::{App, HttpServer, web};
-use actix_web_prom::PrometheusMetricsBuilder;
+use actix_web_prom::{PrometheusMetrics, PrometheusMetricsBuilder};
 
 use crate::catalog::CatalogHandle;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::diagnostics::metrics::Rooms;
 use crate::event::visitor::Salts;
+use crate::gateway::{Gateway, Own, OwnFactory};
 use crate::journal::Journal;
 use crate::lifecycle::Lifecycle;
 use crate::stats::StatsHandle;
@@ -52,6 +56,8 @@ pub struct State {
     pub stream: Option<StreamHandle>,
     /// The products.
     pub catalog: CatalogHandle,
+    /// What is in front of other services, where there is such.
+    pub gateway: Option<Gateway>,
     /// Ready, or draining.
     pub lifecycle: Lifecycle,
 }
@@ -61,48 +67,107 @@ pub fn share_of_drain(whole: Duration) -> Duration {
     whole * 3 / 5
 }
 
-/// The server on a listener; it runs when awaited or spawned.
-pub fn server(state: State, listener: TcpListener) -> anyhow::Result<Server> {
-    let registry = prometheus::Registry::new();
-    registry.register(Box::new(Rooms::new(
-        state.journal.clone(),
-        state.stats.clone(),
-        state.stream.clone(),
-        state.catalog.clone(),
-    )?))?;
-    let metrics = PrometheusMetricsBuilder::new("tidegate")
-        .registry(registry)
-        .endpoint("/metrics")
-        // A stream ends when its reader goes: its duration says nothing about us.
-        .exclude("/api/v1/stats/live")
-        .mask_unmatched_patterns("unmatched")
-        .build()
-        .map_err(|error| anyhow::anyhow!("metrics: {error}"))?;
-    let config = state.config.clone();
-    let state = web::Data::new(state);
-    let openapi = web::Data::new(openapi::Document::new());
-    let server = HttpServer::new(move || {
+/// The application, as each thread that answers requests makes its own of it.
+#[derive(Clone)]
+pub struct Application {
+    state: web::Data<State>,
+    openapi: web::Data<openapi::Document>,
+    metrics: PrometheusMetrics,
+}
+
+impl Application {
+    /// Of these handles; what is told of requests and rooms goes into the registry.
+    ///
+    /// # Errors
+    /// When the registry has such series already.
+    pub fn new(state: State, registry: prometheus::Registry) -> anyhow::Result<Self> {
+        registry.register(Box::new(Rooms::new(
+            state.journal.clone(),
+            state.stats.clone(),
+            state.stream.clone(),
+            state.catalog.clone(),
+            state.gateway.clone(),
+        )?))?;
+        let metrics = PrometheusMetricsBuilder::new("tidegate")
+            .registry(registry)
+            .endpoint("/metrics")
+            // A stream ends when its reader goes: its duration says nothing about us.
+            .exclude("/api/v1/stats/live")
+            .mask_unmatched_patterns("unmatched")
+            .build()
+            .map_err(|error| anyhow::anyhow!("metrics: {error}"))?;
+        Ok(Self { state: web::Data::new(state), openapi: web::Data::new(openapi::Document::new()), metrics })
+    }
+
+    /// One for the thread that calls this.
+    fn make(
+        &self,
+    ) -> App<
+        impl ServiceFactory<
+            ServiceRequest,
+            Config = (),
+            Response = ServiceResponse<impl MessageBody + use<>>,
+            Error = actix_web::Error,
+            InitError = (),
+        > + use<>,
+    > {
         // The order of the middleware, the outermost last: invented methods go no further, metrics see everything else,
         // the envelope sees every error.
         App::new()
-            .app_data(state.clone())
-            .app_data(openapi.clone())
-            // This closure runs once in each worker, and the gatherer is the worker's own.
-            .app_data(state.journal.gatherer())
+            .app_data(self.state.clone())
+            .app_data(self.openapi.clone())
+            // The gatherer is the thread's own.
+            .app_data(self.state.journal.gatherer())
             .app_data(routes::query_errors())
             .app_data(routes::path_errors())
             .app_data(web::PayloadConfig::new(catalog_write::MAX_PRODUCT))
-            .configure(|app| routes::configure(app, &state))
+            .configure(|app| routes::configure(app, &self.state))
             .wrap(actix_web::middleware::from_fn(middleware::envelope))
-            .wrap(metrics.clone())
+            .wrap(self.metrics.clone())
             .wrap(actix_web::middleware::from_fn(middleware::known_methods))
-    })
-    .workers(config.workers)
-    .max_connections(config.max_connections)
-    .client_request_timeout(config.client_timeout)
-    .keep_alive(config.keep_alive)
-    .shutdown_timeout(share_of_drain(config.drain_timeout).as_secs().max(1))
-    .disable_signals()
-    .listen(listener)?;
-    Ok(server.run())
+    }
+
+    /// The server on a listener; it runs when awaited or spawned.
+    ///
+    /// # Errors
+    /// When the listener cannot be used.
+    pub fn server(&self, listener: TcpListener) -> anyhow::Result<Server> {
+        let config = self.state.config.clone();
+        let this = self.clone();
+        let server = HttpServer::new(move || this.make())
+            .workers(config.workers)
+            .max_connections(config.max_connections)
+            .client_request_timeout(config.client_timeout)
+            .keep_alive(config.keep_alive)
+            .shutdown_timeout(share_of_drain(config.drain_timeout).as_secs().max(1))
+            .disable_signals()
+            .listen(listener)?;
+        Ok(server.run())
+    }
+
+    /// The application behind the gateway: called, not connected to.
+    pub fn own(&self) -> OwnFactory {
+        let this = self.clone();
+        Arc::new(move || {
+            let application = this.make().into_factory();
+            Box::pin(async move {
+                let service = application.new_service(AppConfig::default()).await;
+                // Its parts fail at their start by a panic, if at all.
+                let service = Rc::new(service.map_err(|()| log::error!("the application cannot be made")).ok());
+                let own: Own = Rc::new(move |request| {
+                    let service = service.clone();
+                    Box::pin(async move {
+                        let Some(service) = &*service else {
+                            return actix_http::Response::internal_server_error().map_into_boxed_body();
+                        };
+                        match service.call(request).await {
+                            Ok(answer) => actix_http::Response::from(answer.into_parts().1).map_into_boxed_body(),
+                            Err(error) => actix_http::Response::from(error.error_response()).map_into_boxed_body(),
+                        }
+                    })
+                });
+                own
+            })
+        })
+    }
 }

@@ -35,7 +35,14 @@ pub async fn live() -> HttpResponse {
 ))]
 #[get("/health/ready")]
 pub async fn ready(state: web::Data<State>) -> HttpResponse {
-    health_answer(&Health::of(&state.journal, &state.stats, state.stream.as_ref(), &state.catalog, &state.lifecycle))
+    health_answer(&Health::of(
+        &state.journal,
+        &state.stats,
+        state.stream.as_ref(),
+        &state.catalog,
+        state.gateway.as_ref(),
+        &state.lifecycle,
+    ))
 }
 
 /// The state of each part.
@@ -45,7 +52,14 @@ pub async fn ready(state: web::Data<State>) -> HttpResponse {
 ))]
 #[get("/health")]
 pub async fn health(state: web::Data<State>) -> HttpResponse {
-    health_answer(&Health::of(&state.journal, &state.stats, state.stream.as_ref(), &state.catalog, &state.lifecycle))
+    health_answer(&Health::of(
+        &state.journal,
+        &state.stats,
+        state.stream.as_ref(),
+        &state.catalog,
+        state.gateway.as_ref(),
+        &state.lifecycle,
+    ))
 }
 
 fn health_answer(found: &Health) -> HttpResponse {

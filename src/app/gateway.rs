@@ -1,0 +1,73 @@
+//! The gateway's part of the composition: its sockets, its owners, and its end.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use actix_web::dev::ServerHandle;
+use anyhow::Context;
+use tokio::task::JoinHandle;
+
+use super::Core;
+use crate::clock::Monotonic;
+use crate::gateway::options::GatewayOptions;
+use crate::gateway::{self, Gateway, Listeners, OwnFactory};
+use crate::http;
+
+/// Binds the gateway's sockets, if it has any.
+pub fn listen(options: &GatewayOptions) -> anyhow::Result<Option<Listeners>> {
+    if options.listen.is_none() && options.tls.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Listeners::bind(options)?))
+}
+
+/// Starts its owners, if there is to be one.
+pub fn start(core: &Core, wanted: bool, registry: &prometheus::Registry) -> anyhow::Result<Option<Gateway>> {
+    if !wanted {
+        return Ok(None);
+    }
+    let mut options = core.config.gateway.clone();
+    // As for the server: the rest is for counting what requests brought.
+    options.drain_timeout = http::share_of_drain(options.drain_timeout);
+    let started = Gateway::start(options, registry, Monotonic::system(), core.clock.clone());
+    Ok(Some(started.context("cannot start the gateway")?))
+}
+
+/// The gateway while it is served.
+pub struct Front {
+    /// Its handle.
+    pub gateway: Gateway,
+    /// Where it takes plain HTTP.
+    pub plain: Option<SocketAddr>,
+    /// Where it takes HTTPS.
+    pub tls: Option<SocketAddr>,
+    server: ServerHandle,
+    serving: JoinHandle<std::io::Result<()>>,
+}
+
+impl Front {
+    /// Serves it.
+    pub fn serve(gateway: Gateway, listeners: Listeners, own: OwnFactory) -> anyhow::Result<Self> {
+        let (plain, tls) = (listeners.plain(), listeners.tls());
+        let server = gateway::server(&gateway, listeners, own).context("cannot serve the gateway")?;
+        let handle = server.handle();
+        let serving = actix_web::rt::spawn(server);
+        Ok(Self { gateway, plain, tls, server: handle, serving })
+    }
+
+    /// Takes nothing more.
+    pub async fn pause(&self) {
+        self.server.pause().await;
+    }
+
+    /// Finishes what is under way, and closes.
+    pub async fn stop(&self, deadline: Duration) {
+        self.gateway.drain();
+        if tokio::time::timeout(deadline, self.server.stop(true)).await.is_err() {
+            log::warn!("drain: requests through the gateway were still running after {} s", deadline.as_secs());
+            self.server.stop(false).await;
+        }
+        self.serving.abort();
+        self.gateway.stop(deadline).await;
+    }
+}

@@ -1,0 +1,161 @@
+//! The gateway's handle: what every thread of it, and whoever steers and watches it, works with.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hyper::header::HeaderValue;
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+
+use super::access_log::AccessLog;
+use super::limit::Limits;
+use super::metrics::{Metrics, RouteMetrics};
+use super::options::GatewayOptions;
+use super::stale::StaleStore;
+use super::table::{Owners, StartError, Table};
+use crate::clock::{Clock, Monotonic};
+
+/// The gateway. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Gateway(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    table: ArcSwap<Table>,
+    limits: Limits,
+    metrics: Metrics,
+    owners: Owners,
+    /// Held by who changes the options.
+    changing: Mutex<()>,
+    stale: StaleStore,
+    unrouted: RouteMetrics,
+    access_log: Option<AccessLog>,
+    clock: Monotonic,
+    wall: Clock,
+    draining: watch::Sender<bool>,
+    arbiter: actix::Arbiter,
+}
+
+impl Gateway {
+    /// Starts the owners of all that the options name. Nothing is listened to yet.
+    ///
+    /// # Errors
+    /// With what cannot be started.
+    pub fn start(
+        options: GatewayOptions,
+        registry: &prometheus::Registry,
+        clock: Monotonic,
+        wall: Clock,
+    ) -> Result<Self, StartError> {
+        let metrics = Metrics::new(registry).map_err(std::io::Error::other)?;
+        let limits = Limits::start(&options.limits, &options.limiter, clock.clone())?;
+        let access_log = AccessLog::start(&options.access_log)?;
+        let arbiter = actix::Arbiter::new();
+        let owners = Owners { arbiter: arbiter.handle(), clock: clock.clone() };
+        let table = Table::new(options, &limits, &metrics, &owners, None)?;
+        Ok(Self(Arc::new(Inner {
+            table: ArcSwap::from_pointee(table),
+            limits,
+            metrics: metrics.clone(),
+            owners,
+            changing: Mutex::new(()),
+            stale: StaleStore::default(),
+            unrouted: metrics.route("(none)"),
+            access_log,
+            clock,
+            wall,
+            draining: watch::Sender::new(false),
+            arbiter,
+        })))
+    }
+
+    /// Other routes, upstreams, limits and keys from now on: requests under way go on as they began, and what stays by its name
+    /// keeps its state. Sockets, threads, the log and the limiter's store are those of the start.
+    ///
+    /// # Errors
+    /// When a service cannot be started; then nothing has changed.
+    pub fn apply(&self, options: GatewayOptions) -> Result<(), StartError> {
+        let inner = &self.0;
+        let _one_at_a_time = inner.changing.lock();
+        let before = inner.table.load_full();
+        let next = Table::new(options, &inner.limits, &inner.metrics, &inner.owners, Some(&before))?;
+        inner.table.store(Arc::new(next));
+        Ok(())
+    }
+
+    /// Whether both are handles of the same.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Routes and services as of now.
+    pub fn table(&self) -> Arc<Table> {
+        self.0.table.load_full()
+    }
+
+    /// The options as of now.
+    pub fn options(&self) -> Arc<GatewayOptions> {
+        self.0.table.load().options.clone()
+    }
+
+    /// The limits.
+    pub fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
+
+    /// Where requests are logged, if anywhere.
+    pub fn access_log(&self) -> Option<&AccessLog> {
+        self.0.access_log.as_ref()
+    }
+
+    /// Last good answers.
+    pub(super) fn stale(&self) -> &StaleStore {
+        &self.0.stale
+    }
+
+    /// Time that only goes forward.
+    pub fn clock(&self) -> &Monotonic {
+        &self.0.clock
+    }
+
+    /// The time of day.
+    pub fn wall(&self) -> &Clock {
+        &self.0.wall
+    }
+
+    /// Series of requests that no route was found for.
+    pub fn unrouted(&self) -> &RouteMetrics {
+        &self.0.unrouted
+    }
+
+    /// Whether connections are to end when what is under way on them is answered.
+    pub fn draining(&self) -> watch::Receiver<bool> {
+        self.0.draining.subscribe()
+    }
+
+    /// Ends connections when what is under way on them is answered.
+    pub fn drain(&self) {
+        self.0.draining.send_replace(true);
+    }
+
+    /// Ends its owners: leases of limits go back, what is left of the log is written.
+    pub async fn stop(&self, deadline: Duration) {
+        self.0.limits.stop(deadline).await;
+        if let Some(log) = self.0.access_log.clone() {
+            let _ = tokio::task::spawn_blocking(move || log.stop(deadline)).await;
+        }
+        self.0.arbiter.stop();
+    }
+
+    /// Whose an API key is: nobody's, if none was sent.
+    ///
+    /// # Errors
+    /// When one was sent that is not known. Only its hash is compared, so that the time it takes says nothing of the keys.
+    pub fn api_key(&self, table: &Table, sent: Option<&HeaderValue>) -> Result<Option<Arc<str>>, ()> {
+        let Some(sent) = sent else { return Ok(None) };
+        let hash: [u8; 32] = Sha256::digest(sent.as_bytes()).into();
+        table.api_keys.get(&hash).cloned().map(Some).ok_or(())
+    }
+}

@@ -1,0 +1,25 @@
+//! The way of a request through the gateway, and of its answer back.
+//!
+//! [`front`] takes connections, [`guard`] looks at their framing, hyper parses them, [`worker`] has the order of all that is
+//! done, [`send`] finds a target and tries again, [`pool`] keeps each worker's connections, and [`answer`] streams what comes
+//! back.
+
+mod answer;
+mod body;
+mod compress;
+mod connection;
+mod error;
+mod exchange;
+mod exec;
+mod front;
+mod guard;
+mod guarded;
+mod own;
+mod pool;
+mod send;
+mod tls;
+mod tunnel;
+mod worker;
+
+pub use front::{Listeners, server};
+pub use own::{Own, OwnFactory};
