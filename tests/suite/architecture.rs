@@ -32,6 +32,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("catalog", &["cache", "journal", "event", "actor", "redis"]),
     ("gateway", &["actor", "redis"]),
     ("config", &["cache", "catalog", "event", "gateway", "journal", "redis", "stats", "stream"]),
+    ("control", &["config", "gateway"]),
     ("diagnostics", &["cache", "catalog", "gateway", "journal", "stats", "stream", "event", "lifecycle"]),
     (
         "http",
@@ -40,6 +41,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "cache",
             "catalog",
             "config",
+            "control",
             "diagnostics",
             "event",
             "gateway",
@@ -56,6 +58,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "cache",
             "catalog",
             "config",
+            "control",
             "diagnostics",
             "event",
             "gateway",

@@ -4,6 +4,7 @@
 
 mod api;
 mod architecture;
+mod backend;
 mod browser;
 mod cache;
 mod catalog;
@@ -11,7 +12,13 @@ mod catalog_cli;
 mod catalog_stores;
 mod client;
 mod crash;
+mod discovery;
+mod gateway;
+mod gateway_faults;
+mod gateway_protocol;
+mod gateway_smuggling;
 mod kafka;
+mod limits;
 mod overload;
 mod popularity;
 mod real_input;
@@ -23,3 +30,4 @@ mod stream_faults;
 mod stream_tls;
 mod support;
 mod webdriver;
+mod wire;

@@ -31,8 +31,24 @@ impl TestApp {
         Self::on(folder, settings, clock).await
     }
 
+    /// With a gateway on port 0: `toml` goes on where `[gateway]` has begun.
+    pub async fn with_gateway(toml: &str, settings: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = gateway_file(folder.path(), toml);
+        Self::of(folder, Some(&file), settings, Clock::system()).await
+    }
+
+    /// Where the gateway takes plain HTTP, as `http://...`.
+    pub fn gateway(&self) -> String {
+        format!("http://{}", self.app().gateway_address().expect("a gateway"))
+    }
+
     /// On a folder that was used before.
     pub async fn on(folder: tempfile::TempDir, settings: &[(&str, &str)], clock: Clock) -> Self {
+        Self::of(folder, None, settings, clock).await
+    }
+
+    async fn of(folder: tempfile::TempDir, file: Option<&Path>, settings: &[(&str, &str)], clock: Clock) -> Self {
         let mut env = vec![
             (String::from("TIDEGATE__SERVER__LISTEN"), String::from("127.0.0.1:0")),
             (String::from("TIDEGATE__DATA__DIR"), folder.path().join("data").display().to_string()),
@@ -40,7 +56,7 @@ impl TestApp {
         for (key, value) in settings {
             env.push((format!("TIDEGATE__{}", key.to_uppercase().replace('.', "__")), String::from(*value)));
         }
-        let config = Config::load(None, env.into_iter()).unwrap();
+        let config = Config::load(file, env.into_iter()).unwrap();
         let app = App::start(config, clock.clone()).await.unwrap();
         Self { url: format!("http://{}", app.address()), app: Some(app), clock, folder }
     }
@@ -110,11 +126,20 @@ impl Answer {
     }
 }
 
+/// A config file with a gateway on port 0; `toml` goes on where `[gateway]` has begun.
+pub fn gateway_file(folder: &Path, toml: &str) -> PathBuf {
+    let file = folder.join("tidegate.toml");
+    std::fs::write(&file, format!("[gateway]\nlisten = \"127.0.0.1:0\"\n{toml}")).unwrap();
+    file
+}
+
 /// The real binary.
 pub struct Process {
     child: Child,
     pub address: SocketAddr,
     pub url: String,
+    /// Where its gateway takes plain HTTP, if it has one.
+    pub gateway: Option<SocketAddr>,
 }
 
 impl Process {
@@ -124,8 +149,21 @@ impl Process {
     }
 
     pub fn start_within(data: &Path, settings: &[(&str, &str)], patience: Duration) -> Self {
+        Self::launch(data, None, settings, patience)
+    }
+
+    /// With a gateway: see [`gateway_file`].
+    pub fn with_gateway(data: &Path, toml: &str, settings: &[(&str, &str)]) -> Self {
+        let file = gateway_file(data.parent().unwrap(), toml);
+        Self::launch(data, Some(&file), settings, Duration::from_secs(30))
+    }
+
+    fn launch(data: &Path, file: Option<&Path>, settings: &[(&str, &str)], patience: Duration) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
         command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data);
+        if let Some(file) = file {
+            command.arg("--config").arg(file);
+        }
         for (key, value) in settings {
             command.env(format!("TIDEGATE__{}", key.to_uppercase().replace('.', "__")), value);
         }
@@ -136,15 +174,19 @@ impl Process {
         let stdout = child.stdout.take().unwrap();
         std::thread::spawn(move || {
             let mut lines = BufReader::new(stdout);
-            let mut line = String::new();
-            lines.read_line(&mut line).unwrap();
-            let _ = told.send(line);
+            // The last line that it says is that of the API.
+            let mut said = String::new();
+            while !said.contains("/docs/") && lines.read_line(&mut said).unwrap() > 0 {}
+            let _ = told.send(said);
             let _ = lines.read_to_end(&mut Vec::new());
         });
-        let line = hears.recv_timeout(patience).expect("the server says in time where it listens");
+        let said = hears.recv_timeout(patience).expect("the server says in time where it listens");
+        let gateway = said.lines().find_map(|line| line.trim().strip_prefix("gateway")?.trim().strip_prefix("http://"));
+        let gateway = gateway.map(|address| address.parse().unwrap());
+        let line = said;
         let url = line.split_whitespace().find(|word| word.starts_with("http://")).expect("an address");
         let url = url.trim_end_matches(',').to_owned();
-        Self { child, address: url["http://".len()..].parse().unwrap(), url }
+        Self { child, address: url["http://".len()..].parse().unwrap(), url, gateway }
     }
 
     /// `kill -9`.
