@@ -5,6 +5,8 @@ use std::time::Duration;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::database::{DatabaseError, Failure};
+
 /// One field that cannot be taken, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct FieldError {
@@ -32,30 +34,30 @@ pub enum CatalogError {
     /// Fields that cannot be taken; all of them.
     #[error("{}", .0.iter().map(|bad| format!("{}: {}", bad.field, bad.message)).collect::<Vec<_>>().join("; "))]
     Invalid(Vec<FieldError>),
-    /// All connections are in use, and too many wait for one or one was waited for too long. Nothing was done.
-    #[error("the catalogue's database is busy: {0}")]
-    Busy(&'static str),
-    /// An answer took longer than `[catalog] query_timeout`.
-    #[error("the catalogue's database did not answer in time")]
-    Deadline,
-    /// Two changes met, and the database took neither or one. It may be tried again.
-    #[error("another change came between; please try again")]
-    Serialization,
-    /// The database cannot be reached, or went away. What was sent may have been done.
+    /// The database cannot be used, or did not take it.
     #[error("the catalogue's database {0}")]
-    Unavailable(String),
-    /// The database refuses us: a wrong password, a missing right, no such database.
-    #[error("the catalogue's database refuses us: {0}")]
-    Refused(String),
-    /// The database did not take a statement.
-    #[error("the catalogue's database did not take a statement: {0}")]
-    Query(String),
+    Database(DatabaseError),
     /// What is stored is not as we write it.
     #[error("the catalogue holds something that cannot be read: {0}")]
     Corrupt(&'static str),
-    /// The tables cannot be brought up to date.
-    #[error("the catalogue's tables cannot be brought up to date: {0}")]
-    Migration(String),
+}
+
+impl From<DatabaseError> for CatalogError {
+    fn from(error: DatabaseError) -> Self {
+        match error {
+            DatabaseError::Exists => Self::Exists,
+            error => Self::Database(error),
+        }
+    }
+}
+
+impl Failure for CatalogError {
+    fn database(&self) -> Option<&DatabaseError> {
+        match self {
+            Self::Database(error) => Some(error),
+            _ => None,
+        }
+    }
 }
 
 impl CatalogError {
@@ -71,10 +73,6 @@ impl CatalogError {
 
     /// When it may be tried again; `None` when that would not help.
     pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Busy(_) | Self::Deadline | Self::Serialization => Some(Duration::from_secs(1)),
-            Self::Unavailable(_) | Self::Refused(_) => Some(Duration::from_secs(5)),
-            _ => None,
-        }
+        self.database().and_then(DatabaseError::retry_after)
     }
 }

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::sync::watch;
 
 use super::answer::{Brief, Explained, HEAD, HotProduct, TAIL, Warmed, data, tagged};
 use super::popularity::{Lifetime, PopularityHandle};
@@ -13,11 +12,10 @@ use super::words;
 use super::{CatalogError, NewProduct, Product, ProductPatch, SearchQuery, Sort, Status, Store};
 use crate::cache::{CacheError, CacheHandle, FillError, Filled, Found, Kind};
 use crate::clock::{Clock, Stopwatch};
+use crate::database::DatabaseError;
 
 /// Products of one batch of a warm-up.
 const WARM_BATCH: usize = 50;
-/// How long to wait before the tables are tried again, at first and at most.
-const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// Popular products that are looked through for those of the catalogue.
 const HOTTEST: usize = 1000;
 /// When a write whose outcome is not known is taken for done once more.
@@ -42,8 +40,6 @@ struct Inner {
     search: Kind,
     /// How long a product lives in the cache that nobody looks at.
     base: Duration,
-    /// Whether the tables are up to date.
-    ready: watch::Sender<bool>,
     /// Why the last read of the database failed, if it did for more than itself.
     fault: Mutex<Option<String>>,
 }
@@ -59,7 +55,7 @@ impl From<CatalogError> for FillError {
 
 impl Inner {
     fn ready(&self) -> Result<(), FillError> {
-        if *self.ready.borrow() {
+        if self.store.database().is_ready() {
             return Ok(());
         }
         Err(FillError::Unavailable { what: NOT_READY.into(), retry_after: Duration::from_secs(1) })
@@ -144,38 +140,14 @@ impl CatalogHandle {
         let kind =
             |name: &str| cache.kind(name).ok_or_else(|| CacheError::Options(format!("there is no type `{name}`")));
         let (detail, search) = (kind("product_detail")?, kind("product_search")?);
-        let ready = watch::Sender::new(false);
-        let inner =
-            Arc::new(Inner { store, cache, popularity, clock, detail, search, base, ready, fault: Mutex::default() });
-        let weak = Arc::downgrade(&inner);
-        let store = inner.store.clone();
-        tokio::spawn(async move {
-            let mut wait = RETRY.0;
-            loop {
-                let migrated = store.migrate().await;
-                let Some(inner) = weak.upgrade() else { return };
-                match migrated {
-                    Ok(applied) => {
-                        if !applied.is_empty() {
-                            log::info!("catalogue: {} migrations applied to {}", applied.len(), store.database());
-                        }
-                        inner.ready.send_replace(true);
-                        return;
-                    }
-                    Err(error) => log::warn!("catalogue: {error}; it is tried again in {} ms", wait.as_millis()),
-                }
-                drop(inner);
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(RETRY.1);
-            }
-        });
+        let inner = Arc::new(Inner { store, cache, popularity, clock, detail, search, base, fault: Mutex::default() });
+        inner.store.database().prepare();
         Ok(Self { inner })
     }
 
     /// Waits until the tables are up to date, at most so long; whether they are.
     pub async fn ready(&self, limit: Duration) -> bool {
-        let mut ready = self.inner.ready.subscribe();
-        tokio::time::timeout(limit, ready.wait_for(|ready| *ready)).await.is_ok_and(|ready| ready.is_ok())
+        self.inner.store.database().ready(limit).await
     }
 
     /// A product as the answer's JSON ([`data`] takes it out), its version as the tag; without a body if there is no such active product.
@@ -310,7 +282,7 @@ impl CatalogHandle {
         let result = write.await;
         let touched = match &result {
             Ok(_) => true,
-            Err(error) => error.is_passing() && !matches!(error, CatalogError::Busy(_)),
+            Err(error) => error.is_passing() && !matches!(error, CatalogError::Database(DatabaseError::Busy(_))),
         };
         if touched {
             let mut ids = referrers;
@@ -361,7 +333,11 @@ impl CatalogHandle {
 
     /// Why products cannot be read from the database, as far as the last attempt knows.
     pub fn fault(&self) -> Option<String> {
-        if *self.inner.ready.borrow() { self.inner.fault.lock().clone() } else { Some(String::from(NOT_READY)) }
+        if self.inner.store.database().is_ready() {
+            self.inner.fault.lock().clone()
+        } else {
+            Some(String::from(NOT_READY))
+        }
     }
 
     /// The database.

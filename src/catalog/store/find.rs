@@ -4,9 +4,10 @@
 //! counted, not weighed. So all databases give the same products in the same order.
 
 use super::read::{SUMMARY, SUMMARY_FROM, summary};
-use super::sql::{Dialect, Row, Session, Sql, Value};
+use crate::catalog::model::shown;
 use crate::catalog::search::{Checked, Facet, Facets, PRICE_STEPS, PriceRange, SearchPage, SearchQuery, Sort};
 use crate::catalog::{CatalogError, words};
+use crate::database::{Dialect, Row, Session, Sql, Value};
 
 /// Words that count for relevance. A fixed number, so that few statements are prepared.
 const RANKED: usize = 4;
@@ -49,7 +50,7 @@ pub(super) async fn search<S: Session>(s: &mut S, query: &SearchQuery) -> Result
     for mut row in rows {
         answer.items.push(summary(&mut row, 0)?);
         key = match checked.sort {
-            Sort::Price | Sort::PriceDesc => row.price(9)?.to_string(),
+            Sort::Price | Sort::PriceDesc => shown(row.decimal(9)?).to_string(),
             Sort::Name => row.text(9)?,
             Sort::Relevance | Sort::Newest => row.int(9)?.to_string(),
         };
@@ -90,10 +91,10 @@ fn conditions<S: Session>(sql: &mut Sql, checked: &Checked, without: Option<Filt
     }
     if without != Some(Filter::Price) {
         if let Some(least) = query.min_price {
-            sql.add(" AND p.price >= ?", [Value::Price(least)]);
+            sql.add(" AND p.price >= ?", [Value::Decimal(least)]);
         }
         if let Some(most) = query.max_price {
-            sql.add(" AND p.price <= ?", [Value::Price(most)]);
+            sql.add(" AND p.price <= ?", [Value::Decimal(most)]);
         }
     }
     match query.in_stock.filter(|_| without != Some(Filter::Stock)) {
@@ -127,7 +128,7 @@ fn page<S: Session>(checked: &Checked) -> Sql {
         // Both were looked at when the cursor was read.
         let last = match checked.sort {
             Sort::Name => Value::text(&after.k),
-            Sort::Price | Sort::PriceDesc => Value::Price(after.k.parse().unwrap_or_default()),
+            Sort::Price | Sort::PriceDesc => Value::Decimal(after.k.parse().unwrap_or_default()),
             Sort::Relevance | Sort::Newest => Value::Int(after.k.parse().unwrap_or_default()),
         };
         let beyond = if descending { "<" } else { ">" };

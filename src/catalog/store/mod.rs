@@ -1,42 +1,20 @@
-//! Where the catalogue is kept: one way to ask, and three databases that answer.
-//!
-//! What is asked ([`read`], [`find`], [`write`]) is written once, for a [`sql::Session`]; a database is what makes sessions:
-//! [`sqlite`], [`postgres`], [`mysql`]. A request takes a permit of the [`gate`], then a connection, and has one deadline for
-//! all of it. A connection that was left in the middle of something is thrown away.
+//! Where the catalogue is kept: what is asked of a [`Database`] ([`read`], [`find`], [`write`]), whichever it is.
 
 mod find;
-mod gate;
-mod meter;
-mod mysql;
-mod postgres;
 mod read;
-mod sql;
-mod sqlite;
 mod write;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
-pub use gate::PoolStats;
-pub use meter::QueryStats;
-
 use super::model::{NewProduct, Product, ProductPatch};
-use super::{CatalogError, CatalogOptions, Database, SearchPage, SearchQuery};
+use super::{CatalogError, SearchPage, SearchQuery};
 use crate::clock::{Clock, UnixMillis};
-use meter::Meter;
-use mysql::MySqlStore;
-use postgres::PostgresStore;
-use sql::Session;
-use sqlite::SqliteStore;
+use crate::database::{Database, DatabaseOptions, PoolStats, QueryStats, Session, Work};
 
 /// How long an import's batch may take.
 const IMPORT: Duration = Duration::from_secs(120);
-/// How often a change is tried when others come between.
-const TRIES: u32 = 5;
-/// Table of the migrations that were applied. Others may use refinery in the same database.
-const HISTORY: &str = "tidegate_schema_history";
 
 /// What an import did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -49,22 +27,10 @@ pub struct Imported {
     pub unchanged: u64,
 }
 
-/// The catalogue's database. Cheap to clone.
+/// The catalogue's part of the database. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
-    adapter: Arc<Adapter>,
-    meter: Arc<Meter>,
-    clock: Clock,
-    timeout: Duration,
-    /// Connections that may all have died with the database.
-    pool_size: u32,
-}
-
-#[derive(Debug)]
-enum Adapter {
-    Sqlite(SqliteStore),
-    Postgres(PostgresStore),
-    MySql(MySqlStore),
+    database: Database,
 }
 
 /// One request.
@@ -92,60 +58,65 @@ enum Told {
     Ids(Vec<String>),
 }
 
-impl Ask {
+impl Work for Ask {
+    type Done = Told;
+    type Error = CatalogError;
+
     fn writes(&self) -> bool {
         !matches!(self, Self::Ping | Self::Products(_) | Self::Search(_) | Self::Referrers(..))
     }
-}
 
-/// Answers a request on a session.
-async fn serve<S: Session>(s: &mut S, ask: &Ask, now: UnixMillis) -> Result<Told, CatalogError> {
-    let product = |product| Told::Product(Box::new(product));
-    Ok(match ask {
-        Ask::Ping => {
-            s.rows("SELECT 1", Vec::new()).await?;
-            Told::Done
-        }
-        Ask::Products(ids) => Told::Products(read::products(s, ids).await?),
-        Ask::Search(query) => Told::Page(Box::new(find::search(s, query).await?)),
-        Ask::Create(new) => product(write::create(s, new, now).await?),
-        Ask::Replace(new, expected) => product(write::replace(s, new, *expected, now).await?),
-        Ask::Patch(id, patch, expected) => product(write::patch(s, id, patch, *expected, now).await?),
-        Ask::Delete(id, expected) => {
-            write::delete(s, id, *expected).await?;
-            Told::Done
-        }
-        Ask::Referrers(id, most) => Told::Ids(read::referrers(s, id, *most).await?),
-        Ask::Import(batch) => Told::Imported(write::import(s, batch, now).await?),
-    })
+    fn at_least(&self) -> Duration {
+        if matches!(self, Self::Import(_)) { IMPORT } else { Duration::ZERO }
+    }
+
+    async fn run<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<Told, CatalogError> {
+        let product = |product| Told::Product(Box::new(product));
+        Ok(match self {
+            Ask::Ping => {
+                s.rows("SELECT 1", Vec::new()).await?;
+                Told::Done
+            }
+            Ask::Products(ids) => Told::Products(read::products(s, ids).await?),
+            Ask::Search(query) => Told::Page(Box::new(find::search(s, query).await?)),
+            Ask::Create(new) => product(write::create(s, new, now).await?),
+            Ask::Replace(new, expected) => product(write::replace(s, new, *expected, now).await?),
+            Ask::Patch(id, patch, expected) => product(write::patch(s, id, patch, *expected, now).await?),
+            Ask::Delete(id, expected) => {
+                write::delete(s, id, *expected).await?;
+                Told::Done
+            }
+            Ask::Referrers(id, most) => Told::Ids(read::referrers(s, id, *most).await?),
+            Ask::Import(batch) => Told::Imported(write::import(s, batch, now).await?),
+        })
+    }
 }
 
 impl Store {
-    /// A store of what the options name. Nothing is connected yet, so that a server starts while its database is down.
+    /// A store in a database.
+    pub fn on(database: Database) -> Self {
+        Self { database }
+    }
+
+    /// A store with a database of its own. Nothing is connected yet.
     ///
     /// # Errors
     /// When no client can be made of the options, as with a `ca_file` that holds no certificate.
-    pub fn new(options: &CatalogOptions, clock: Clock) -> Result<Self, CatalogError> {
-        let meter = Meter::new(options.slow_query);
-        let adapter = match &options.database {
-            Database::Sqlite(path) => Adapter::Sqlite(SqliteStore::new(path, options, meter.clone())?),
-            Database::Postgres(to) => Adapter::Postgres(PostgresStore::new(to, options, meter.clone())?),
-            Database::MySql(to) => Adapter::MySql(MySqlStore::new(to, options, meter.clone())?),
-        };
-        let pool_size = u32::try_from(options.pool_size).unwrap_or(u32::MAX);
-        Ok(Self { adapter: Arc::new(adapter), meter, clock, timeout: options.query_timeout, pool_size })
+    pub fn new(options: &DatabaseOptions, clock: Clock) -> Result<Self, CatalogError> {
+        Ok(Self::on(Database::new(options, clock)?))
     }
 
-    /// Brings the tables up to date, alone among all who start at once; the names of what was applied.
+    /// The database that it is in.
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// Brings the tables up to date; the names of what was applied.
     ///
     /// # Errors
-    /// When the database cannot be reached, or holds tables that a later version made.
+    /// As [`Database::migrate`].
     pub async fn migrate(&self) -> Result<Vec<String>, CatalogError> {
-        match &*self.adapter {
-            Adapter::Sqlite(store) => store.migrate().await,
-            Adapter::Postgres(store) => store.migrate().await,
-            Adapter::MySql(store) => store.migrate().await,
-        }
+        Ok(self.database.migrate().await?)
     }
 
     /// Whether the database answers.
@@ -235,34 +206,17 @@ impl Store {
 
     /// How the pools are: one, or SQLite's two.
     pub fn pools(&self) -> Vec<PoolStats> {
-        match &*self.adapter {
-            Adapter::Sqlite(store) => store.pools(),
-            Adapter::Postgres(store) => store.pools(),
-            Adapter::MySql(store) => store.pools(),
-        }
+        self.database.pools()
     }
 
     /// What the statements were.
     pub fn queries(&self) -> QueryStats {
-        self.meter.stats()
-    }
-
-    /// Which database it is, for people.
-    pub fn database(&self) -> &'static str {
-        match &*self.adapter {
-            Adapter::Sqlite(_) => "SQLite",
-            Adapter::Postgres(_) => "PostgreSQL",
-            Adapter::MySql(_) => "MySQL",
-        }
+        self.database.queries()
     }
 
     /// Closes all connections; what runs still ends.
     pub async fn close(&self) {
-        match &*self.adapter {
-            Adapter::Sqlite(store) => store.close().await,
-            Adapter::Postgres(store) => store.close().await,
-            Adapter::MySql(store) => store.close().await,
-        }
+        self.database.close().await;
     }
 
     async fn product(&self, ask: Ask) -> Result<Product, CatalogError> {
@@ -273,46 +227,9 @@ impl Store {
     }
 
     async fn ask(&self, ask: Ask) -> Result<Told, CatalogError> {
-        let deadline = if matches!(ask, Ask::Import(_)) { IMPORT.max(self.timeout) } else { self.timeout };
-        let ask = Arc::new(ask);
-        tokio::time::timeout(deadline, self.tries(&ask)).await.unwrap_or(Err(CatalogError::Deadline))
-    }
-
-    async fn tries(&self, ask: &Arc<Ask>) -> Result<Told, CatalogError> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let now = self.clock.now();
-            let told = match &*self.adapter {
-                Adapter::Sqlite(store) => store.ask(ask, now).await,
-                Adapter::Postgres(store) => store.ask(ask, now).await,
-                Adapter::MySql(store) => store.ask(ask, now).await,
-            };
-            match told {
-                // It was taken back whole.
-                Err(CatalogError::Serialization) if tries < TRIES => {
-                    tokio::time::sleep(Duration::from_millis(5 << tries)).await;
-                }
-                // After a restart of the database each connection of the pool may be dead. What only reads may ask the next.
-                Err(CatalogError::Unavailable(why)) if !ask.writes() && tries <= self.pool_size => {
-                    log::debug!("catalogue: a connection was lost: the database {why}");
-                    if tries > 1 {
-                        tokio::time::sleep(Duration::from_millis(10)).await;
-                    }
-                }
-                told => return told,
-            }
-        }
+        self.database.run(ask).await
     }
 }
 
 /// A request and its answer are of one kind; this would be a mistake of ours.
 const MIXED_UP: CatalogError = CatalogError::Corrupt("an answer to another request");
-
-/// refinery's own text may hold a statement, which is ours, but also what the database says of it.
-fn migration_error(error: refinery::Error) -> CatalogError {
-    CatalogError::Migration(match error.kind() {
-        refinery::error::Kind::Connection(what, _) => what.clone(),
-        other => other.to_string(),
-    })
-}

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::sql::{Row, Session, Sql, Value, list};
-use crate::catalog::model::{Attribute, Image, Product, Status, Summary, is_product_id};
+use crate::catalog::model::{Attribute, Image, Product, Status, Summary, is_product_id, shown};
 use crate::catalog::{CatalogError, NewProduct};
+use crate::database::{Row, Session, Sql, Value, list};
 
 /// Ids of one statement.
 pub(super) const AT_ONCE: usize = 200;
@@ -25,7 +25,7 @@ pub(super) fn summary(row: &mut Row, at: usize) -> Result<Summary, CatalogError>
         name: row.text(at + 1)?,
         category: row.optional(at + 2)?,
         brand: row.optional(at + 3)?,
-        price: row.price(at + 4)?,
+        price: shown(row.decimal(at + 4)?),
         currency: row.text(at + 5)?,
         stock: stock(row.int(at + 6)?)?,
         image: url.zip(alt).map(|(url, alt)| Image { url, alt }),
@@ -64,7 +64,7 @@ async fn some<S: Session>(
             description: row.text(2)?,
             category: row.optional(3)?,
             brand: row.optional(4)?,
-            price: row.price(5)?,
+            price: shown(row.decimal(5)?),
             currency: row.text(6)?,
             stock: stock(row.int(7)?)?,
             status: Status::parse(&row.text(8)?).ok_or(CatalogError::Corrupt("a status is unknown"))?,
@@ -116,7 +116,7 @@ async fn some<S: Session>(
 pub(super) async fn referrers<S: Session>(s: &mut S, id: &str, most: usize) -> Result<Vec<String>, CatalogError> {
     let values = vec![Value::text(id), Value::whole(most as u64)];
     let rows = s.rows("SELECT product_id FROM related_products WHERE related_id = ? LIMIT ?", values).await?;
-    rows.into_iter().map(|mut row| row.text(0)).collect()
+    Ok(rows.into_iter().map(|mut row| row.text(0)).collect::<Result<_, _>>()?)
 }
 
 /// What is stored of products, as it was given, with version and time of creation; of those that are there.

@@ -5,10 +5,10 @@ use std::collections::{HashMap, HashSet};
 use super::Imported;
 use super::find::words_of;
 use super::read;
-use super::sql::{Dialect, Session, Sql, Value, end, insert, list};
 use crate::catalog::CatalogError;
 use crate::catalog::model::{NewProduct, Product, ProductPatch};
 use crate::clock::UnixMillis;
+use crate::database::{Dialect, Session, Sql, Value, end, insert, list};
 
 /// What a product becomes, with version, time of creation and time of change.
 struct Put<'a> {
@@ -87,7 +87,8 @@ pub(super) async fn delete<S: Session>(s: &mut S, id: &str, expected: Option<u64
 async fn delete_in<S: Session>(s: &mut S, id: &str, expected: Option<u64>) -> Result<(), CatalogError> {
     fenced(s, id, expected).await?;
     // What belongs to it goes with it.
-    s.rows("DELETE FROM products WHERE id = ?", vec![Value::text(id)]).await.map(drop)
+    s.rows("DELETE FROM products WHERE id = ?", vec![Value::text(id)]).await?;
+    Ok(())
 }
 
 /// Creates and replaces; what is the same already is left alone.
@@ -153,7 +154,7 @@ async fn version<S: Session>(s: &mut S, id: &str) -> Result<Option<u64>, Catalog
         Dialect::Sqlite => "SELECT version FROM products WHERE id = ?",
         Dialect::Postgres | Dialect::MySql => "SELECT version FROM products WHERE id = ? FOR UPDATE",
     };
-    s.rows(text, vec![Value::text(id)]).await?.first_mut().map(|row| row.whole(0)).transpose()
+    Ok(s.rows(text, vec![Value::text(id)]).await?.first_mut().map(|row| row.whole(0)).transpose()?)
 }
 
 async fn fenced<S: Session>(s: &mut S, id: &str, expected: Option<u64>) -> Result<u64, CatalogError> {
@@ -169,7 +170,8 @@ async fn lock<S: Session>(s: &mut S, ids: &[String]) -> Result<(), CatalogError>
         return Ok(());
     }
     let (marks, values) = list(ids);
-    s.rows(&format!("SELECT id FROM products WHERE id IN ({marks}) ORDER BY id FOR UPDATE"), values).await.map(drop)
+    s.rows(&format!("SELECT id FROM products WHERE id IN ({marks}) ORDER BY id FOR UPDATE"), values).await?;
+    Ok(())
 }
 
 async fn written<S: Session>(s: &mut S, id: &str) -> Result<Product, CatalogError> {
@@ -197,7 +199,7 @@ async fn put<S: Session>(s: &mut S, puts: &[Put<'_>], over: bool) -> Result<(), 
             Value::text(&new.description),
             number(&categories, &new.category),
             number(&brands, &new.brand),
-            Value::Price(new.price),
+            Value::Decimal(new.price),
             Value::text(&new.currency),
             Value::whole(u64::from(new.stock)),
             Value::text(new.status.as_str()),
@@ -256,7 +258,7 @@ async fn put<S: Session>(s: &mut S, puts: &[Put<'_>], over: bool) -> Result<(), 
     }
     insert(s, "product_images (product_id, position, url, alt)", 4, images, "").await?;
     insert(s, "product_attributes (product_id, position, name, value)", 4, attributes, "").await?;
-    insert(s, "related_products (product_id, position, related_id)", 3, related, "").await
+    Ok(insert(s, "related_products (product_id, position, related_id)", 3, related, "").await?)
 }
 
 /// The numbers of names, made where they are new.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// Which database, and where. Addresses and passwords are never shown.
 #[derive(Clone)]
-pub enum Database {
+pub enum Address {
     /// A file.
     Sqlite(PathBuf),
     /// PostgreSQL.
@@ -14,7 +14,7 @@ pub enum Database {
     MySql(Box<mysql_async::Opts>),
 }
 
-impl Database {
+impl Address {
     /// Its name, for people.
     pub fn name(&self) -> &'static str {
         match self {
@@ -25,17 +25,17 @@ impl Database {
     }
 }
 
-impl std::fmt::Debug for Database {
+impl std::fmt::Debug for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
     }
 }
 
-/// How the catalogue is kept.
+/// How the database is used.
 #[derive(Clone, Debug)]
-pub struct CatalogOptions {
+pub struct DatabaseOptions {
     /// Where.
-    pub database: Database,
+    pub address: Address,
     /// Certificates of the authorities that are trusted, PEM; `None` trusts those of the system.
     pub ca: Option<Vec<u8>>,
     /// Connections; of SQLite, those that read.
@@ -50,11 +50,11 @@ pub struct CatalogOptions {
     pub slow_query: Duration,
 }
 
-impl CatalogOptions {
+impl DatabaseOptions {
     /// The defaults, on a SQLite file.
     pub fn sqlite(path: PathBuf) -> Self {
         Self {
-            database: Database::Sqlite(path),
+            address: Address::Sqlite(path),
             ca: None,
             pool_size: 8,
             pool_queue: 1000,
@@ -65,7 +65,7 @@ impl CatalogOptions {
     }
 }
 
-impl Default for CatalogOptions {
+impl Default for DatabaseOptions {
     fn default() -> Self {
         Self::sqlite(PathBuf::from("data/catalog.db"))
     }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa::ToSchema;
 
-use crate::catalog::CatalogError;
+use super::DatabaseError;
 
 /// How a pool is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
@@ -68,7 +68,7 @@ impl Gate {
     }
 
     /// Waits for a permit, in turn.
-    pub async fn enter(&self) -> Result<OwnedSemaphorePermit, CatalogError> {
+    pub async fn enter(&self) -> Result<OwnedSemaphorePermit, DatabaseError> {
         if let Ok(permit) = self.permits.clone().try_acquire_owned() {
             return Ok(permit);
         }
@@ -76,14 +76,14 @@ impl Gate {
         let _waiter = Waiter(&self.waiting);
         if before >= self.queue {
             self.refused.fetch_add(1, Ordering::Relaxed);
-            return Err(CatalogError::Busy("too many requests wait for a connection"));
+            return Err(DatabaseError::Busy("too many requests wait for a connection"));
         }
         match tokio::time::timeout(self.patience, self.permits.clone().acquire_owned()).await {
             Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_)) => Err(CatalogError::Unavailable(String::from("is closed"))),
+            Ok(Err(_)) => Err(DatabaseError::Unavailable(String::from("is closed"))),
             Err(_) => {
                 self.wait_timeouts.fetch_add(1, Ordering::Relaxed);
-                Err(CatalogError::Busy("no connection came free in time"))
+                Err(DatabaseError::Busy("no connection came free in time"))
             }
         }
     }
@@ -123,8 +123,8 @@ mod tests {
         while gate.stats(1).waiting == 0 {
             tokio::task::yield_now().await;
         }
-        assert!(matches!(gate.enter().await, Err(CatalogError::Busy(_))), "the queue is full");
-        assert!(matches!(waits.await.unwrap(), Err(CatalogError::Busy(_))), "it waited too long");
+        assert!(matches!(gate.enter().await, Err(DatabaseError::Busy(_))), "the queue is full");
+        assert!(matches!(waits.await.unwrap(), Err(DatabaseError::Busy(_))), "it waited too long");
         let stats = gate.stats(1);
         assert_eq!((stats.in_use, stats.waiting, stats.wait_timeouts, stats.refused), (1, 0, 1, 1));
         drop(held);

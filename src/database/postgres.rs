@@ -1,4 +1,4 @@
-//! The catalogue in PostgreSQL.
+//! PostgreSQL.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +17,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::gate::{Gate, PoolStats};
 use super::meter::Meter;
 use super::sql::{Dialect, Row, Session, Value};
-use super::{Ask, HISTORY, Told, serve};
-use crate::catalog::{CatalogError, CatalogOptions};
+use super::{DatabaseError, DatabaseOptions, Failure, HISTORY, Work};
 use crate::clock::UnixMillis;
 
 mod embedded {
@@ -47,7 +46,11 @@ impl std::fmt::Debug for Tls {
 }
 
 impl PostgresStore {
-    pub fn new(to: &tokio_postgres::Config, options: &CatalogOptions, meter: Arc<Meter>) -> Result<Self, CatalogError> {
+    pub fn new(
+        to: &tokio_postgres::Config,
+        options: &DatabaseOptions,
+        meter: Arc<Meter>,
+    ) -> Result<Self, DatabaseError> {
         let mut to = to.clone();
         to.connect_timeout(options.query_timeout).application_name("tidegate");
         // "Prefer" would encrypt for whoever comes between; who asks for TLS wants to know with whom.
@@ -68,14 +71,14 @@ impl PostgresStore {
         let pool = Pool::builder(manager).max_size(options.pool_size).post_create(prepare).build();
         Ok(Self {
             gate: Gate::new("main", options.pool_size, options.pool_queue, options.pool_timeout),
-            pool: pool.map_err(|_| CatalogError::Refused(String::from("no pool can be made")))?,
+            pool: pool.map_err(|_| DatabaseError::Refused(String::from("no pool can be made")))?,
             meter,
             to: Box::new(to),
             tls: Tls(tls),
         })
     }
 
-    pub async fn migrate(&self) -> Result<Vec<String>, CatalogError> {
+    pub async fn migrate(&self) -> Result<Vec<String>, DatabaseError> {
         // A connection of its own: it may take long, and its end ends the lock.
         let (mut client, line) = self.to.connect(self.tls.0.clone()).await.map_err(error)?;
         let line = tokio::spawn(line);
@@ -94,13 +97,13 @@ impl PostgresStore {
         migrated
     }
 
-    pub async fn ask(&self, ask: &Arc<Ask>, now: UnixMillis) -> Result<Told, CatalogError> {
+    pub async fn run<W: Work>(&self, work: &Arc<W>, now: UnixMillis) -> Result<W::Done, W::Error> {
         let permit = self.gate.enter().await?;
         let conn = self.pool.get().await.map_err(pool_error)?;
         let mut session = PostgresSession { conn: Some(conn), meter: &self.meter, sound: false, _permit: permit };
-        let told = serve(&mut session, ask, now).await;
-        session.sound = !matches!(told, Err(CatalogError::Unavailable(_) | CatalogError::Deadline));
-        told
+        let done = work.run(&mut session, now).await;
+        session.sound = !done.as_ref().err().and_then(Failure::database).is_some_and(DatabaseError::spoils);
+        done
     }
 
     pub fn pools(&self) -> Vec<PoolStats> {
@@ -113,7 +116,7 @@ impl PostgresStore {
     }
 }
 
-fn tls(ca: Option<&[u8]>) -> Result<MakeRustlsConnect, CatalogError> {
+fn tls(ca: Option<&[u8]>) -> Result<MakeRustlsConnect, DatabaseError> {
     // Once a process; another room may have done it before.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut roots = RootCertStore::empty();
@@ -122,11 +125,11 @@ fn tls(ca: Option<&[u8]>) -> Result<MakeRustlsConnect, CatalogError> {
             for certificate in CertificateDer::pem_slice_iter(pem) {
                 let added = certificate.map(|certificate| roots.add(certificate));
                 if !matches!(added, Ok(Ok(()))) {
-                    return Err(CatalogError::Refused(String::from("ca_file holds no certificates in PEM")));
+                    return Err(DatabaseError::Refused(String::from("ca_file holds no certificates in PEM")));
                 }
             }
             if roots.is_empty() {
-                return Err(CatalogError::Refused(String::from("ca_file holds no certificates in PEM")));
+                return Err(DatabaseError::Refused(String::from("ca_file holds no certificates in PEM")));
             }
         }
         None => _ = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs),
@@ -153,11 +156,11 @@ impl Drop for PostgresSession<'_> {
 }
 
 impl PostgresSession<'_> {
-    fn conn(&self) -> Result<&Object, CatalogError> {
-        self.conn.as_ref().ok_or(CatalogError::Corrupt("a session without a connection"))
+    fn conn(&self) -> Result<&Object, DatabaseError> {
+        self.conn.as_ref().ok_or(DatabaseError::Corrupt("a session without a connection"))
     }
 
-    async fn plain(&mut self, sql: &str) -> Result<(), CatalogError> {
+    async fn plain(&mut self, sql: &str) -> Result<(), DatabaseError> {
         let _running = self.meter.run(sql);
         self.conn()?.batch_execute(sql).await.map_err(error)
     }
@@ -166,7 +169,7 @@ impl PostgresSession<'_> {
 impl Session for PostgresSession<'_> {
     const DIALECT: Dialect = Dialect::Postgres;
 
-    async fn rows<'a>(&'a mut self, sql: &'a str, values: Vec<Value>) -> Result<Vec<Row>, CatalogError> {
+    async fn rows<'a>(&'a mut self, sql: &'a str, values: Vec<Value>) -> Result<Vec<Row>, DatabaseError> {
         let _running = self.meter.run(sql);
         let conn = self.conn()?;
         let statement = conn.prepare_cached(&numbered(sql)).await.map_err(error)?;
@@ -178,15 +181,15 @@ impl Session for PostgresSession<'_> {
         rows.into_iter().map(taken).collect::<Result<_, _>>().map_err(error)
     }
 
-    async fn begin(&mut self) -> Result<(), CatalogError> {
+    async fn begin(&mut self) -> Result<(), DatabaseError> {
         self.plain("BEGIN").await
     }
 
-    async fn commit(&mut self) -> Result<(), CatalogError> {
+    async fn commit(&mut self) -> Result<(), DatabaseError> {
         self.plain("COMMIT").await
     }
 
-    async fn rollback(&mut self) -> Result<(), CatalogError> {
+    async fn rollback(&mut self) -> Result<(), DatabaseError> {
         self.plain("ROLLBACK").await
     }
 }
@@ -210,7 +213,7 @@ impl ToSql for Value {
             Self::Int(n) if *kind == Type::INT4 => i32::try_from(*n)?.to_sql(kind, out),
             Self::Int(n) => n.to_sql(kind, out),
             Self::Text(text) => text.to_sql(kind, out),
-            Self::Price(price) => price.to_sql(kind, out),
+            Self::Decimal(decimal) => decimal.to_sql(kind, out),
         }
     }
 
@@ -227,7 +230,7 @@ impl<'a> FromSql<'a> for Value {
         Ok(match *kind {
             Type::INT8 => Self::Int(i64::from_sql(kind, raw)?),
             Type::INT4 => Self::Int(i32::from_sql(kind, raw)?.into()),
-            Type::NUMERIC => Self::Price(Decimal::from_sql(kind, raw)?),
+            Type::NUMERIC => Self::Decimal(Decimal::from_sql(kind, raw)?),
             _ => Self::Text(String::from_sql(kind, raw)?),
         })
     }
@@ -241,55 +244,55 @@ impl<'a> FromSql<'a> for Value {
     }
 }
 
-fn pool_error(error: PoolError) -> CatalogError {
+fn pool_error(error: PoolError) -> DatabaseError {
     match error {
         PoolError::Backend(inner) | PoolError::PostCreateHook(HookError::Backend(inner)) => self::error(inner),
-        _ => CatalogError::Unavailable(String::from("is closed")),
+        _ => DatabaseError::Unavailable(String::from("is closed")),
     }
 }
 
 /// PostgreSQL's own text may hold values; its code does not.
-fn error(error: tokio_postgres::Error) -> CatalogError {
+fn error(error: tokio_postgres::Error) -> DatabaseError {
     let Some(state) = error.code() else {
         return if error.is_closed() {
-            CatalogError::Unavailable(String::from("closed the connection"))
+            DatabaseError::Unavailable(String::from("closed the connection"))
         } else if let Some(io) = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<std::io::Error>()) {
             match io.kind() {
                 // Of the certificate.
                 std::io::ErrorKind::InvalidData => {
-                    CatalogError::Refused(String::from("its certificate is not trusted: see ca_file"))
+                    DatabaseError::Refused(String::from("its certificate is not trusted: see ca_file"))
                 }
-                kind => CatalogError::Unavailable(format!("cannot be reached ({kind})")),
+                kind => DatabaseError::Unavailable(format!("cannot be reached ({kind})")),
             }
         } else {
             let text = error.to_string();
             match text.split(':').next().unwrap_or_default() {
                 what if what.contains("TLS") => {
-                    CatalogError::Refused(String::from("TLS fails: see sslmode in url, and ca_file"))
+                    DatabaseError::Refused(String::from("TLS fails: see sslmode in url, and ca_file"))
                 }
                 what if what.contains("authentication") => {
-                    CatalogError::Refused(String::from("the password is missing, or not as it is asked for"))
+                    DatabaseError::Refused(String::from("the password is missing, or not as it is asked for"))
                 }
                 what if what.contains("timed out") || what.contains("connecting") => {
-                    CatalogError::Unavailable(String::from("cannot be reached"))
+                    DatabaseError::Unavailable(String::from("cannot be reached"))
                 }
-                what => CatalogError::Query(what.to_owned()),
+                what => DatabaseError::Query(what.to_owned()),
             }
         };
     };
     match state.code() {
-        "57014" => CatalogError::Deadline,
-        "40001" | "40P01" => CatalogError::Serialization,
-        "42P01" => CatalogError::Refused(String::from("its tables are not there; run tidegate migrate")),
-        code if code.starts_with("28") => CatalogError::Refused(String::from("user or password is wrong")),
-        "3D000" => CatalogError::Refused(String::from("there is no such database")),
-        "42501" => CatalogError::Refused(String::from("the user may not do what is needed (42501)")),
-        "25006" => CatalogError::Refused(String::from("it is a read-only replica")),
+        "57014" => DatabaseError::Deadline,
+        "40001" | "40P01" => DatabaseError::Serialization,
+        "42P01" => DatabaseError::Refused(String::from("its tables are not there; run tidegate migrate")),
+        code if code.starts_with("28") => DatabaseError::Refused(String::from("user or password is wrong")),
+        "3D000" => DatabaseError::Refused(String::from("there is no such database")),
+        "42501" => DatabaseError::Refused(String::from("the user may not do what is needed (42501)")),
+        "25006" => DatabaseError::Refused(String::from("it is a read-only replica")),
         code if code.starts_with("57P") || code.starts_with("08") || code.starts_with("53") => {
-            CatalogError::Unavailable(format!("takes nobody now ({code})"))
+            DatabaseError::Unavailable(format!("takes nobody now ({code})"))
         }
-        _ if *state == SqlState::UNIQUE_VIOLATION => CatalogError::Exists,
-        code => CatalogError::Query(format!("PostgreSQL {code}")),
+        _ if *state == SqlState::UNIQUE_VIOLATION => DatabaseError::Exists,
+        code => DatabaseError::Query(format!("PostgreSQL {code}")),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The catalogue in MySQL or MariaDB.
+//! MySQL or MariaDB.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,8 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::gate::{Gate, PoolStats};
 use super::meter::Meter;
 use super::sql::{Dialect, Row, Session, Value};
-use super::{Ask, HISTORY, Told, serve};
-use crate::catalog::{CatalogError, CatalogOptions};
+use super::{DatabaseError, DatabaseOptions, Failure, HISTORY, Work};
 use crate::clock::UnixMillis;
 
 mod embedded {
@@ -36,7 +35,7 @@ pub(super) struct MySqlStore {
 }
 
 impl MySqlStore {
-    pub fn new(to: &Opts, options: &CatalogOptions, meter: Arc<Meter>) -> Result<Self, CatalogError> {
+    pub fn new(to: &Opts, options: &DatabaseOptions, meter: Arc<Meter>) -> Result<Self, DatabaseError> {
         let mut builder = OptsBuilder::from_opts(to.clone());
         if to.ssl_opts().is_some() || options.ca.is_some() {
             // Once a process; another room may have done it before.
@@ -61,7 +60,7 @@ impl MySqlStore {
             let constraints = PoolConstraints::new(size, size)?;
             Some(PoolOpts::new().with_constraints(constraints).with_reset_connection(false))
         };
-        let none = || CatalogError::Refused(String::from("no pool can be made"));
+        let none = || DatabaseError::Refused(String::from("no pool can be made"));
         let opts: Opts = builder.clone().pool_opts(pool(2).ok_or_else(none)?).into();
         let all = builder
             .pool_opts(pool(options.pool_size).ok_or_else(none)?)
@@ -77,7 +76,7 @@ impl MySqlStore {
         })
     }
 
-    pub async fn migrate(&self) -> Result<Vec<String>, CatalogError> {
+    pub async fn migrate(&self) -> Result<Vec<String>, DatabaseError> {
         // Two connections of its own: one holds the lock, refinery takes the other.
         let mut pool = Pool::new(self.opts.clone());
         let migrated = async {
@@ -87,7 +86,7 @@ impl MySqlStore {
             let got: Option<Option<i64>> =
                 holder.query_first(format!("SELECT GET_LOCK({name}, {LOCK_SECONDS})")).await.map_err(error)?;
             if got.flatten() != Some(1) {
-                return Err(CatalogError::Migration(String::from("another instance holds their lock")));
+                return Err(DatabaseError::Migration(String::from("another instance holds their lock")));
             }
             let mut runner = embedded::migrations::runner();
             runner.set_migration_table_name(HISTORY);
@@ -100,7 +99,7 @@ impl MySqlStore {
         migrated
     }
 
-    pub async fn ask(&self, ask: &Arc<Ask>, now: UnixMillis) -> Result<Told, CatalogError> {
+    pub async fn run<W: Work>(&self, work: &Arc<W>, now: UnixMillis) -> Result<W::Done, W::Error> {
         let permit = self.gate.enter().await?;
         let conn = self.pool.get_conn().await.map_err(error)?;
         let mut session = MySqlSession { conn: Some(conn), meter: &self.meter, sound: false, permit: Some(permit) };
@@ -109,12 +108,13 @@ impl MySqlStore {
             session.conn()?.ping().await.map_err(error)?;
             self.trust_one();
         }
-        let told = serve(&mut session, ask, now).await;
-        session.sound = !matches!(told, Err(CatalogError::Unavailable(_) | CatalogError::Deadline));
-        if matches!(told, Err(CatalogError::Unavailable(_))) {
+        let done = work.run(&mut session, now).await;
+        let fault = done.as_ref().err().and_then(Failure::database);
+        session.sound = !fault.is_some_and(DatabaseError::spoils);
+        if matches!(fault, Some(DatabaseError::Unavailable(_))) {
             self.suspects.store(self.size, Ordering::Relaxed);
         }
-        told
+        done
     }
 
     fn trust_one(&self) {
@@ -155,11 +155,11 @@ impl Drop for MySqlSession<'_> {
 }
 
 impl MySqlSession<'_> {
-    fn conn(&mut self) -> Result<&mut Conn, CatalogError> {
-        self.conn.as_mut().ok_or(CatalogError::Corrupt("a session without a connection"))
+    fn conn(&mut self) -> Result<&mut Conn, DatabaseError> {
+        self.conn.as_mut().ok_or(DatabaseError::Corrupt("a session without a connection"))
     }
 
-    async fn plain(&mut self, sql: &str) -> Result<(), CatalogError> {
+    async fn plain(&mut self, sql: &str) -> Result<(), DatabaseError> {
         let _running = self.meter.run(sql);
         self.conn()?.query_drop(sql).await.map_err(error)
     }
@@ -168,7 +168,7 @@ impl MySqlSession<'_> {
 impl Session for MySqlSession<'_> {
     const DIALECT: Dialect = Dialect::MySql;
 
-    async fn rows<'a>(&'a mut self, sql: &'a str, values: Vec<Value>) -> Result<Vec<Row>, CatalogError> {
+    async fn rows<'a>(&'a mut self, sql: &'a str, values: Vec<Value>) -> Result<Vec<Row>, DatabaseError> {
         let _running = self.meter.run(sql);
         let values: Vec<mysql_async::Value> = values.into_iter().map(given).collect();
         let values = if values.is_empty() { Params::Empty } else { Params::Positional(values) };
@@ -177,15 +177,15 @@ impl Session for MySqlSession<'_> {
         rows.into_iter().map(|row| row.unwrap().into_iter().map(found).collect::<Result<_, _>>().map(Row)).collect()
     }
 
-    async fn begin(&mut self) -> Result<(), CatalogError> {
+    async fn begin(&mut self) -> Result<(), DatabaseError> {
         self.plain("START TRANSACTION").await
     }
 
-    async fn commit(&mut self) -> Result<(), CatalogError> {
+    async fn commit(&mut self) -> Result<(), DatabaseError> {
         self.plain("COMMIT").await
     }
 
-    async fn rollback(&mut self) -> Result<(), CatalogError> {
+    async fn rollback(&mut self) -> Result<(), DatabaseError> {
         self.plain("ROLLBACK").await
     }
 }
@@ -196,54 +196,54 @@ fn given(value: Value) -> mysql_async::Value {
         Value::Int(n) => mysql_async::Value::Int(n),
         Value::Text(text) => mysql_async::Value::Bytes(text.into_bytes()),
         // Text becomes a DECIMAL exactly.
-        Value::Price(price) => mysql_async::Value::Bytes(price.to_string().into_bytes()),
+        Value::Decimal(decimal) => mysql_async::Value::Bytes(decimal.to_string().into_bytes()),
     }
 }
 
-fn found(value: mysql_async::Value) -> Result<Value, CatalogError> {
+fn found(value: mysql_async::Value) -> Result<Value, DatabaseError> {
     match value {
         mysql_async::Value::NULL => Ok(Value::Null),
         mysql_async::Value::Int(n) => Ok(Value::Int(n)),
         mysql_async::Value::UInt(n) => Ok(Value::whole(n)),
         mysql_async::Value::Bytes(text) => {
-            String::from_utf8(text).map(Value::Text).map_err(|_| CatalogError::Corrupt("a text is no UTF-8"))
+            String::from_utf8(text).map(Value::Text).map_err(|_| DatabaseError::Corrupt("a text is no UTF-8"))
         }
-        _ => Err(CatalogError::Corrupt("a column's type")),
+        _ => Err(DatabaseError::Corrupt("a column's type")),
     }
 }
 
 /// The server's own text may hold values; its number does not.
-fn error(error: mysql_async::Error) -> CatalogError {
+fn error(error: mysql_async::Error) -> DatabaseError {
     match &error {
         mysql_async::Error::Server(refusal) => match refusal.code {
-            1062 => CatalogError::Exists,
-            1205 | 1213 => CatalogError::Serialization,
-            1317 | 1969 | 3024 => CatalogError::Deadline,
-            1044 | 1045 => CatalogError::Refused(String::from("user or password is wrong")),
-            1049 => CatalogError::Refused(String::from("there is no such database")),
+            1062 => DatabaseError::Exists,
+            1205 | 1213 => DatabaseError::Serialization,
+            1317 | 1969 | 3024 => DatabaseError::Deadline,
+            1044 | 1045 => DatabaseError::Refused(String::from("user or password is wrong")),
+            1049 => DatabaseError::Refused(String::from("there is no such database")),
             1142 | 1227 | 1370 => {
-                CatalogError::Refused(format!("the user may not do what is needed ({})", refusal.code))
+                DatabaseError::Refused(format!("the user may not do what is needed ({})", refusal.code))
             }
-            1146 => CatalogError::Refused(String::from("its tables are not there; run tidegate migrate")),
-            1290 => CatalogError::Refused(String::from("it is read-only")),
+            1146 => DatabaseError::Refused(String::from("its tables are not there; run tidegate migrate")),
+            1290 => DatabaseError::Refused(String::from("it is read-only")),
             code @ (1040 | 1053 | 1077 | 1152 | 1203 | 1226 | 1927) => {
-                CatalogError::Unavailable(format!("takes nobody now ({code})"))
+                DatabaseError::Unavailable(format!("takes nobody now ({code})"))
             }
-            code => CatalogError::Query(format!("MySQL {code}")),
+            code => DatabaseError::Query(format!("MySQL {code}")),
         },
         mysql_async::Error::Io(mysql_async::IoError::Tls(_)) => {
-            CatalogError::Refused(String::from("TLS fails: see require_ssl in url, and ca_file"))
+            DatabaseError::Refused(String::from("TLS fails: see require_ssl in url, and ca_file"))
         }
         mysql_async::Error::Io(mysql_async::IoError::Io(io)) if io.kind() == std::io::ErrorKind::InvalidData => {
-            CatalogError::Refused(String::from("its certificate is not trusted: see ca_file"))
+            DatabaseError::Refused(String::from("its certificate is not trusted: see ca_file"))
         }
         mysql_async::Error::Io(mysql_async::IoError::Io(io)) => {
-            CatalogError::Unavailable(format!("cannot be reached ({})", io.kind()))
+            DatabaseError::Unavailable(format!("cannot be reached ({})", io.kind()))
         }
         mysql_async::Error::Driver(mysql_async::DriverError::ConnectionClosed) => {
-            CatalogError::Unavailable(String::from("closed the connection"))
+            DatabaseError::Unavailable(String::from("closed the connection"))
         }
-        mysql_async::Error::Driver(_) => CatalogError::Unavailable(String::from("does not speak as MySQL does")),
-        _ => CatalogError::Query(String::from("MySQL could not use it")),
+        mysql_async::Error::Driver(_) => DatabaseError::Unavailable(String::from("does not speak as MySQL does")),
+        _ => DatabaseError::Query(String::from("MySQL could not use it")),
     }
 }

@@ -1,4 +1,4 @@
-//! The catalogue in a SQLite file: one connection that writes, several that read, in WAL mode.
+//! A SQLite file: one connection that writes, several that read, in WAL mode.
 //!
 //! SQLite works on the blocking pool and never waits for a future, so the shared code runs there to its end in one go. What
 //! is given up is interrupted, as nothing else would stop it.
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_sqlite::rusqlite::{self, Connection, ErrorCode, InterruptHandle, types::ValueRef};
-use deadpool_sqlite::{Config, Hook, HookError, Manager, Pool, Runtime};
+use deadpool_sqlite::{Config, Hook, HookError, Manager, Object, Pool, Runtime};
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use rust_decimal::prelude::ToPrimitive;
@@ -17,13 +17,11 @@ use tokio::runtime::Handle;
 use super::gate::{Gate, PoolStats};
 use super::meter::Meter;
 use super::sql::{Dialect, Row, Session, Value};
-use super::{Ask, HISTORY, Told, serve};
-use crate::catalog::model::PRICE_SCALE;
-use crate::catalog::{CatalogError, CatalogOptions};
+use super::{DatabaseError, DatabaseOptions, HISTORY, SCALE, Work};
 use crate::clock::UnixMillis;
 
 mod embedded {
-    refinery::embed_migrations!("migrations/sqlite/catalog");
+    refinery::embed_migrations!("migrations/sqlite/main");
 }
 
 /// How long another process may hold the file while tables are made.
@@ -54,6 +52,16 @@ struct Side {
     pool: Pool,
 }
 
+/// A connection that goes back in its runtime's context, which it needs, also when that ends with it in the middle of something.
+struct Held(Option<Object>, Handle);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _entered = self.1.enter();
+        drop(self.0.take());
+    }
+}
+
 /// How to stop what a connection does now, while it does something for us.
 #[derive(Clone, Default)]
 struct Stop(Arc<Mutex<Option<InterruptHandle>>>);
@@ -68,7 +76,7 @@ impl Drop for Stop {
 }
 
 impl SqliteStore {
-    pub fn new(path: &Path, options: &CatalogOptions, meter: Arc<Meter>) -> Result<Self, CatalogError> {
+    pub fn new(path: &Path, options: &DatabaseOptions, meter: Arc<Meter>) -> Result<Self, DatabaseError> {
         // Waiting for another process cannot be interrupted, so it ends soon after nobody wants it any more.
         let busy = options.query_timeout + Duration::from_millis(500);
         let side = |name, size, write: bool| {
@@ -81,7 +89,8 @@ impl SqliteStore {
             });
             let manager = Manager::from_config(&Config::new(path), Runtime::Tokio1);
             let pool = Pool::builder(manager).max_size(size).post_create(prepare).build();
-            pool.map(|pool| Side { gate, pool }).map_err(|_| CatalogError::Refused(String::from("no pool can be made")))
+            pool.map(|pool| Side { gate, pool })
+                .map_err(|_| DatabaseError::Refused(String::from("no pool can be made")))
         };
         Ok(Self {
             path: path.to_owned(),
@@ -92,40 +101,41 @@ impl SqliteStore {
         })
     }
 
-    pub async fn migrate(&self) -> Result<Vec<String>, CatalogError> {
+    pub async fn migrate(&self) -> Result<Vec<String>, DatabaseError> {
         let path = self.path.clone();
         let migrated = tokio::task::spawn_blocking(move || migrate(&path)).await;
-        migrated.map_err(|_| CatalogError::Migration(String::from("it was interrupted")))?
+        migrated.map_err(|_| DatabaseError::Migration(String::from("it was interrupted")))?
     }
 
-    pub async fn ask(&self, ask: &Arc<Ask>, now: UnixMillis) -> Result<Told, CatalogError> {
-        let side = if ask.writes() { &self.writer } else { &self.readers };
+    pub async fn run<W: Work>(&self, work: &Arc<W>, now: UnixMillis) -> Result<W::Done, W::Error> {
+        let side = if work.writes() { &self.writer } else { &self.readers };
         let permit = side.gate.enter().await?;
-        let (pool, ask, meter) = (side.pool.clone(), ask.clone(), self.meter.clone());
+        let (pool, work, meter) = (side.pool.clone(), work.clone(), self.meter.clone());
         let stop = Stop::default();
         let theirs = stop.0.clone();
         // Whoever asks may go away; permit and connection stay with the work until it ends.
-        let work = tokio::spawn(async move {
-            let conn = pool.get().await.map_err(pool_error)?;
-            let told = conn
+        let done = tokio::spawn(async move {
+            let held = Held(Some(pool.get().await.map_err(pool_error)?), Handle::current());
+            let Some(conn) = &held.0 else { return Err(DatabaseError::Corrupt("no connection").into()) };
+            let done = conn
                 .interact(move |conn| {
                     *theirs.lock() = Some(conn.get_interrupt_handle());
                     let mut session = SqliteSession { conn, meter: &meter };
-                    let told = session.clean().and_then(|()| {
-                        let told = serve(&mut session, &ask, now).now_or_never();
-                        told.unwrap_or(Err(CatalogError::Corrupt("a statement that waits")))
+                    let done = session.clean().map_err(W::Error::from).and_then(|()| {
+                        let done = work.run(&mut session, now).now_or_never();
+                        done.unwrap_or_else(|| Err(DatabaseError::Corrupt("a statement that waits").into()))
                     });
                     *theirs.lock() = None;
-                    told
+                    done
                 })
                 .await;
-            drop(conn);
+            drop(held);
             drop(permit);
-            told.map_err(|_| CatalogError::Query(String::from("it was interrupted")))?
+            done.map_err(|_| DatabaseError::Query(String::from("it was interrupted")))?
         });
-        let told = work.await.map_err(|_| CatalogError::Query(String::from("it was interrupted")))?;
+        let done = done.await.map_err(|_| DatabaseError::Query(String::from("it was interrupted")))?;
         drop(stop);
-        told
+        done
     }
 
     pub fn pools(&self) -> Vec<PoolStats> {
@@ -148,8 +158,8 @@ fn prepare(conn: &mut Connection, write: bool, busy: Duration) -> Result<(), rus
     conn.pragma_update(None, "query_only", !write)
 }
 
-fn migrate(path: &Path) -> Result<Vec<String>, CatalogError> {
-    let io = |error: std::io::Error| CatalogError::Unavailable(format!("file cannot be opened: {}", error.kind()));
+fn migrate(path: &Path) -> Result<Vec<String>, DatabaseError> {
+    let io = |error: std::io::Error| DatabaseError::Unavailable(format!("file cannot be opened: {}", error.kind()));
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(io)?;
     }
@@ -174,11 +184,11 @@ struct SqliteSession<'a> {
 
 impl SqliteSession<'_> {
     /// What was interrupted before may have left a transaction.
-    fn clean(&mut self) -> Result<(), CatalogError> {
+    fn clean(&mut self) -> Result<(), DatabaseError> {
         if self.conn.is_autocommit() { Ok(()) } else { self.conn.execute_batch("ROLLBACK").map_err(error) }
     }
 
-    fn now(&mut self, sql: &str, values: Vec<Value>) -> Result<Vec<Row>, CatalogError> {
+    fn now(&mut self, sql: &str, values: Vec<Value>) -> Result<Vec<Row>, DatabaseError> {
         let _running = self.meter.run(sql);
         let mut statement = self.conn.prepare_cached(sql).map_err(error)?;
         for (at, value) in values.into_iter().enumerate() {
@@ -186,9 +196,9 @@ impl SqliteSession<'_> {
                 Value::Null => statement.raw_bind_parameter(at + 1, rusqlite::types::Null),
                 Value::Int(n) => statement.raw_bind_parameter(at + 1, n),
                 Value::Text(text) => statement.raw_bind_parameter(at + 1, text),
-                Value::Price(mut price) => {
-                    price.rescale(PRICE_SCALE);
-                    let n = price.mantissa().to_i64().ok_or(CatalogError::Corrupt("a price is out of range"))?;
+                Value::Decimal(mut decimal) => {
+                    decimal.rescale(SCALE);
+                    let n = decimal.mantissa().to_i64().ok_or(DatabaseError::Corrupt("a decimal is out of range"))?;
                     statement.raw_bind_parameter(at + 1, n)
                 }
             };
@@ -204,7 +214,7 @@ impl SqliteSession<'_> {
                     ValueRef::Null => Value::Null,
                     ValueRef::Integer(n) => Value::Int(n),
                     ValueRef::Text(text) => Value::Text(String::from_utf8_lossy(text).into_owned()),
-                    ValueRef::Real(_) | ValueRef::Blob(_) => return Err(CatalogError::Corrupt("a column's type")),
+                    ValueRef::Real(_) | ValueRef::Blob(_) => return Err(DatabaseError::Corrupt("a column's type")),
                 });
             }
             found.push(Row(values));
@@ -212,7 +222,7 @@ impl SqliteSession<'_> {
         Ok(found)
     }
 
-    fn plain(&mut self, sql: &str) -> std::future::Ready<Result<(), CatalogError>> {
+    fn plain(&mut self, sql: &str) -> std::future::Ready<Result<(), DatabaseError>> {
         std::future::ready(self.now(sql, Vec::new()).map(drop))
     }
 }
@@ -224,51 +234,51 @@ impl Session for SqliteSession<'_> {
         &'a mut self,
         sql: &'a str,
         values: Vec<Value>,
-    ) -> impl Future<Output = Result<Vec<Row>, CatalogError>> + Send + 'a {
+    ) -> impl Future<Output = Result<Vec<Row>, DatabaseError>> + Send + 'a {
         std::future::ready(self.now(sql, values))
     }
 
-    fn begin(&mut self) -> impl Future<Output = Result<(), CatalogError>> + Send {
+    fn begin(&mut self) -> impl Future<Output = Result<(), DatabaseError>> + Send {
         self.plain("BEGIN IMMEDIATE")
     }
 
-    fn commit(&mut self) -> impl Future<Output = Result<(), CatalogError>> + Send {
+    fn commit(&mut self) -> impl Future<Output = Result<(), DatabaseError>> + Send {
         self.plain("COMMIT")
     }
 
-    fn rollback(&mut self) -> impl Future<Output = Result<(), CatalogError>> + Send {
+    fn rollback(&mut self) -> impl Future<Output = Result<(), DatabaseError>> + Send {
         // Some errors have taken it back already.
         std::future::ready(self.clean())
     }
 }
 
-fn pool_error(error: deadpool_sqlite::PoolError) -> CatalogError {
+fn pool_error(error: deadpool_sqlite::PoolError) -> DatabaseError {
     match error {
         deadpool_sqlite::PoolError::Backend(inner) => self::error(inner),
         deadpool_sqlite::PoolError::PostCreateHook(HookError::Backend(inner)) => self::error(inner),
-        _ => CatalogError::Unavailable(String::from("is closed")),
+        _ => DatabaseError::Unavailable(String::from("is closed")),
     }
 }
 
 /// SQLite's own text may hold values and paths.
-fn error(error: rusqlite::Error) -> CatalogError {
+fn error(error: rusqlite::Error) -> DatabaseError {
     let rusqlite::Error::SqliteFailure(failure, _) = &error else {
-        return CatalogError::Query(String::from("SQLite could not use it"));
+        return DatabaseError::Query(String::from("SQLite could not use it"));
     };
     match failure.code {
-        ErrorCode::OperationInterrupted => CatalogError::Deadline,
-        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => CatalogError::Busy("another process holds the file"),
+        ErrorCode::OperationInterrupted => DatabaseError::Deadline,
+        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => DatabaseError::Busy("another process holds the file"),
         ErrorCode::ConstraintViolation => match failure.extended_code {
             rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE | rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY => {
-                CatalogError::Exists
+                DatabaseError::Exists
             }
-            code => CatalogError::Query(format!("a constraint is violated (SQLite {code})")),
+            code => DatabaseError::Query(format!("a constraint is violated (SQLite {code})")),
         },
         ErrorCode::CannotOpen | ErrorCode::SystemIoFailure | ErrorCode::PermissionDenied => {
-            CatalogError::Unavailable(format!("file cannot be used (SQLite {})", failure.extended_code))
+            DatabaseError::Unavailable(format!("file cannot be used (SQLite {})", failure.extended_code))
         }
-        ErrorCode::DiskFull => CatalogError::Unavailable(String::from("file cannot grow: the disk is full")),
-        ErrorCode::NotADatabase => CatalogError::Refused(String::from("the file is no SQLite database")),
-        _ => CatalogError::Query(format!("SQLite {}", failure.extended_code)),
+        ErrorCode::DiskFull => DatabaseError::Unavailable(String::from("file cannot grow: the disk is full")),
+        ErrorCode::NotADatabase => DatabaseError::Refused(String::from("the file is no SQLite database")),
+        _ => DatabaseError::Query(format!("SQLite {}", failure.extended_code)),
     }
 }
