@@ -1,0 +1,164 @@
+//! Releases by chance: how soon a bad one is noticed, and how often a good one is taken for bad.
+
+use std::time::Duration;
+
+use super::judge::Judge;
+use super::stats::{Reading, SideReading};
+use super::tests::{options, percent};
+use super::*;
+use crate::gateway::backoff::Dice;
+
+/// What services do.
+#[derive(Clone, Copy)]
+struct Service {
+    /// Part of failures.
+    fails: f64,
+    /// Median of the latencies, which are log-normal with a sigma of 0.5; zero does not measure them.
+    median: Duration,
+}
+
+impl Service {
+    fn failing(fails: f64) -> Self {
+        Self { fails, median: Duration::ZERO }
+    }
+
+    /// Adds requests.
+    fn serve(self, count: u64, side: &mut SideReading, dice: &mut Dice) {
+        let failed = some_of(count, self.fails, dice);
+        side.tally.failed += failed;
+        side.tally.good += count - failed;
+        let timed = if self.median.is_zero() { 0 } else { count };
+        for _ in 0..timed {
+            // Box and Muller, 1958.
+            let normal = (-2.0 * (1.0 - dice.roll()).ln()).sqrt() * (std::f64::consts::TAU * dice.roll()).cos();
+            side.latency.record(self.median.mul_f64((0.5 * normal).exp()));
+        }
+    }
+}
+
+/// How many of so many something happens to that has this probability: by the distances between them, which are geometric.
+fn some_of(count: u64, probability: f64, dice: &mut Dice) -> u64 {
+    if probability <= 0.0 {
+        return 0;
+    }
+    let (mut at, mut found) = (0, 0);
+    loop {
+        // As far as that goes: a float that is too great is the greatest number.
+        let distance = ((1.0 - dice.roll()).ln() / (1.0 - probability).ln()) as u64;
+        at = distance.saturating_add(at).saturating_add(1);
+        if at > count {
+            break;
+        }
+        found += 1;
+    }
+    found
+}
+
+struct Run {
+    phase: Phase,
+    reason: Reason,
+    requests: u64,
+}
+
+/// A release with 100 requests a second that is looked at every second, until it ends or the canary has had so many requests.
+fn run(options: &CanaryOptions, most: u64, dice: &mut Dice, services: impl Fn(u64) -> (Service, Service)) -> Run {
+    const SECOND: Nanos = 1_000_000_000;
+    let mut judge = Judge::new(options, 0);
+    let mut reading = Reading::default();
+    for second in 0.. {
+        let (stable, canary) = services(second);
+        let part = judge.standing().weight.part();
+        let ours = some_of(100, part.min(1.0 - 1e-9), dice);
+        canary.serve(ours, &mut reading.canary, dice);
+        stable.serve(100 - ours, &mut reading.stable, dice);
+        judge.look(second * SECOND, &reading);
+        let standing = judge.standing();
+        let requests = reading.canary.tally.total();
+        if matches!(standing.phase, Phase::Aborted | Phase::Promoted) || requests >= most {
+            return Run { phase: standing.phase, reason: standing.reason, requests };
+        }
+    }
+    unreachable!("seconds do not end")
+}
+
+/// Of so many releases: those that were aborted within their requests; the median and the most of these.
+fn aborts(
+    runs: u64,
+    seed: u64,
+    options: &CanaryOptions,
+    most: u64,
+    stable: Service,
+    canary: Service,
+) -> (u64, u64, u64) {
+    let mut after = Vec::new();
+    for number in 0..runs {
+        let mut dice = Dice::seeded(seed + number);
+        let run = run(options, most, &mut dice, |_| (stable, canary));
+        if run.phase == Phase::Aborted {
+            after.push(run.requests);
+        }
+    }
+    after.sort_unstable();
+    let median = after.get(after.len() / 2).copied().unwrap_or_default();
+    (after.len() as u64, median, after.last().copied().unwrap_or_default())
+}
+
+/// Held at a weight, and judged.
+fn at(weight: f64) -> CanaryOptions {
+    CanaryOptions { weight: percent(weight), ..options(&[]) }
+}
+
+#[test]
+fn three_percent_of_errors_against_one_are_noticed_within_2000_requests() {
+    let (good, bad) = (Service::failing(0.01), Service::failing(0.03));
+    let steps = options(&[1.0, 5.0, 10.0, 25.0, 50.0, 100.0]);
+    for (name, options, least) in [
+        ("steps", steps, 990),
+        ("5 %", at(5.0), 995),
+        ("10 %", at(10.0), 995),
+        ("25 %", at(25.0), 990),
+        ("50 %", at(50.0), 920),
+    ] {
+        let (aborted, median, most) = aborts(1000, 1, &options, 2000, good, bad);
+        eprintln!("{name}: {aborted} of 1000 aborted, after {median} requests in the median, {most} at most");
+        assert!(aborted >= least, "{name}: {aborted} of 1,000");
+        assert!(median <= 1000, "{name}: {median}");
+    }
+}
+
+#[test]
+fn equal_rates_are_hardly_ever_taken_for_worse() {
+    for (fails, weight) in [(0.01, 5.0), (0.01, 50.0), (0.001, 25.0), (0.2, 50.0)] {
+        let same = Service::failing(fails);
+        let (aborted, ..) = aborts(1000, 100_000, &at(weight), 5000, same, same);
+        eprintln!("{fails} at {weight} %: {aborted} of 1000 aborted falsely");
+        assert!(aborted < 10, "{fails} at {weight} %: {aborted} of 1,000");
+    }
+}
+
+#[test]
+fn a_good_one_arrives_though_both_have_their_troubles() {
+    let mut promoted = 0;
+    for seed in 0..1000 {
+        // For a minute of every ten a tenth fails, at every step.
+        let troubled = |second: u64| Service::failing(if second % 600 < 60 { 0.1 } else { 0.005 });
+        let both = |second: u64| (troubled(second), troubled(second));
+        let run = run(&options(&[1.0, 5.0, 10.0, 25.0, 50.0, 100.0]), 200_000, &mut Dice::seeded(seed), both);
+        promoted += u32::from(run.phase == Phase::Promoted);
+        assert!(run.phase == Phase::Promoted || run.reason == Reason::Errors, "it must not be held for ever");
+    }
+    eprintln!("{promoted} of 1000 good ones promoted");
+    assert!(promoted > 990, "{promoted} of 1,000");
+}
+
+#[test]
+fn slow_ones_are_noticed_and_equal_ones_are_not_taken_for_slow() {
+    let with = |ms: u64| Service { fails: 0.0, median: Duration::from_millis(ms) };
+    let (aborted, median, most) = aborts(200, 7, &at(25.0), 3000, with(40), with(80));
+    eprintln!("twice as slow: {aborted} of 200 aborted, after {median} requests in the median, {most} at most");
+    assert!(aborted >= 190 && median <= 1500, "{aborted} of 200, {median}");
+    let strict = CanaryOptions { max_p99_ratio: 1.0, ..at(50.0) };
+    let (aborted, ..) = aborts(1000, 8, &strict, 2000, with(40), with(40));
+    eprintln!("as slow, with a bound of 1: {aborted} of 1000 aborted falsely");
+    assert!(aborted < 5, "{aborted} of 1,000");
+}
