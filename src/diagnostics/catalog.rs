@@ -9,7 +9,8 @@ use utoipa::ToSchema;
 use super::health::Status;
 use super::metrics::family;
 use crate::cache::TypeStats;
-use crate::catalog::{CatalogHandle, PoolStats};
+use crate::catalog::CatalogHandle;
+use crate::database::PoolStats;
 
 /// The catalogue.
 #[derive(Debug, Serialize, ToSchema)]
@@ -42,7 +43,7 @@ impl CatalogHealth {
         Self {
             status: if reason.is_some() { Status::Degraded } else { Status::Ok },
             reason,
-            database: catalog.store().database(),
+            database: catalog.store().database().name(),
             second_tier,
             popularity_behind: popularity.behind(),
             popularity_degraded: popularity.degraded(),

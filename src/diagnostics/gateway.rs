@@ -8,6 +8,7 @@ use super::health::Status;
 use super::metrics::family;
 use crate::gateway::Gateway;
 use crate::gateway::breaker::State;
+use crate::gateway::canary::{CanarySnapshot, Phase, SideSnapshot};
 use crate::gateway::table::Service;
 use crate::gateway::upstream::UpstreamSnapshot;
 
@@ -201,6 +202,7 @@ pub(super) fn families(gateway: &Gateway) -> Vec<MetricFamily> {
         families.push(each.family(name, help, *kind));
     }
     families.extend(of_limits(gateway));
+    families.extend(of_canaries(gateway));
     if let Some(log) = gateway.access_log() {
         let counts = log.counts();
         let lines = [("written", counts.written), ("dropped", counts.dropped)];
@@ -225,6 +227,63 @@ const OF_TARGETS: &[OfTarget] = &[
         f64::from(u8::from(t.healthy && t.ejected_ms.is_none()))
     }),
 ];
+
+fn of_canaries(gateway: &Gateway) -> Vec<MetricFamily> {
+    let table = gateway.table();
+    let canaries: Vec<(String, CanarySnapshot)> = table
+        .routes
+        .iter()
+        .filter_map(|route| {
+            let (canary, _) = route.canary.as_ref()?;
+            Some((route.options.name.clone(), canary.snapshot()))
+        })
+        .collect();
+    if canaries.is_empty() {
+        return Vec::new();
+    }
+    let one = |read: fn(&CanarySnapshot) -> f64| {
+        Series(canaries.iter().map(|(route, canary)| (vec![("route", route.clone())], read(canary))).collect())
+    };
+    let sides = |read: fn(&SideSnapshot) -> f64| {
+        let each = canaries.iter().flat_map(|(route, canary)| {
+            [("stable", &canary.stable), ("canary", &canary.canary)]
+                .map(|(side, of)| (vec![("route", route.clone()), ("side", side.to_owned())], read(of)))
+        });
+        Series(each.collect())
+    };
+    vec![
+        one(|canary| canary.weight.part()).family(
+            "tidegate_canary_weight",
+            "Part of a route's requests that its canary is to get, 0 to 1",
+            MetricType::GAUGE,
+        ),
+        one(|canary| f64::from(u8::from(canary.phase == Phase::Aborted))).family(
+            "tidegate_canary_aborted",
+            "Whether a canary is aborted",
+            MetricType::GAUGE,
+        ),
+        one(|canary| canary.transitions as f64).family(
+            "tidegate_canary_transitions_total",
+            "Changes of a canary's weight or phase",
+            MetricType::COUNTER,
+        ),
+        one(|canary| canary.aborts as f64).family(
+            "tidegate_canary_aborts_total",
+            "Times a canary was aborted",
+            MetricType::COUNTER,
+        ),
+        sides(|side| side.requests as f64).family(
+            "tidegate_canary_requests_total",
+            "Requests to either version of a route with a canary",
+            MetricType::COUNTER,
+        ),
+        sides(|side| side.failures as f64).family(
+            "tidegate_canary_failures_total",
+            "Those that were answered 5xx or not at all",
+            MetricType::COUNTER,
+        ),
+    ]
+}
 
 fn of_limits(gateway: &Gateway) -> Vec<MetricFamily> {
     let stats = gateway.limits().stats();

@@ -8,6 +8,7 @@ use prometheus::proto::{LabelPair, Metric, MetricFamily, MetricType};
 
 use crate::catalog::CatalogHandle;
 use crate::gateway::Gateway;
+use crate::identity::Identity;
 use crate::journal::Journal;
 use crate::stats::{SharedState, StatsHandle};
 use crate::stream::StreamHandle;
@@ -18,6 +19,7 @@ pub struct Rooms {
     stats: StatsHandle,
     stream: Option<StreamHandle>,
     catalog: CatalogHandle,
+    identity: Identity,
     gateway: Option<Gateway>,
     describes: Desc,
 }
@@ -29,11 +31,12 @@ impl Rooms {
         stats: StatsHandle,
         stream: Option<StreamHandle>,
         catalog: CatalogHandle,
+        identity: Identity,
         gateway: Option<Gateway>,
     ) -> prometheus::Result<Self> {
         let describes =
             Desc::new("tidegate_rooms".into(), "Numbers of the rooms".into(), Vec::new(), Default::default())?;
-        Ok(Self { journal, stats, stream, catalog, gateway, describes })
+        Ok(Self { journal, stats, stream, catalog, identity, gateway, describes })
     }
 }
 
@@ -142,6 +145,7 @@ impl Collector for Rooms {
             families.extend(super::stream::families(stream, end));
         }
         families.extend(super::catalog::families(&self.catalog));
+        families.extend(super::identity::families(&self.identity));
         if let Some(gateway) = &self.gateway {
             families.extend(super::gateway::families(gateway));
         }

@@ -4,5 +4,6 @@ pub mod audit;
 pub mod catalog;
 pub mod gateway;
 pub mod health;
+mod identity;
 pub mod metrics;
 pub mod stream;

@@ -61,6 +61,9 @@ pub struct Entry<'a> {
     /// The target's place among the upstream's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<usize>,
+    /// Whether it went to the route's canary.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub canary: bool,
     /// How often it was tried again.
     pub retries: u32,
     /// What answered in the upstream's place.
@@ -329,6 +332,7 @@ mod tests {
             duration_us: 3,
             upstream: Some("users"),
             target: Some(0),
+            canary: false,
             retries: 1,
             fallback: Some(Used::Stale),
             error: None,

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use super::access_log::AccessLog;
+use super::canary::Canary;
 use super::limit::Limits;
 use super::metrics::{Metrics, RouteMetrics};
 use super::options::GatewayOptions;
@@ -110,9 +111,23 @@ impl Gateway {
         self.0.access_log.as_ref()
     }
 
+    /// The canary of a route, by the route's name.
+    pub fn canary(&self, route: &str) -> Option<Canary> {
+        let table = self.0.table.load();
+        let route = table.routes.iter().find(|other| other.options.name == route)?;
+        route.canary.as_ref().map(|(canary, _)| canary.clone())
+    }
+
     /// Last good answers.
     pub(super) fn stale(&self) -> &StaleStore {
         &self.0.stale
+    }
+
+    /// Requests that were answered so far, and those of them that failed (500 and above), along the routes of now.
+    pub fn totals(&self) -> (u64, u64) {
+        let table = self.0.table.load();
+        let each = table.routes.iter().map(|route| route.metrics.totals());
+        each.fold((0, 0), |(all, failed), (more, of_them)| (all + more, failed + of_them))
     }
 
     /// Time that only goes forward.
@@ -149,13 +164,21 @@ impl Gateway {
         self.0.arbiter.stop();
     }
 
-    /// Whose an API key is: nobody's, if none was sent.
-    ///
-    /// # Errors
-    /// When one was sent that is not known. Only its hash is compared, so that the time it takes says nothing of the keys.
-    pub fn api_key(&self, table: &Table, sent: Option<&HeaderValue>) -> Result<Option<Arc<str>>, ()> {
-        let Some(sent) = sent else { return Ok(None) };
+    /// Whose an API key is. Only its hash is compared, so that the time it takes says nothing of the keys.
+    pub fn api_key(&self, table: &Table, sent: Option<&HeaderValue>) -> ApiKey {
+        let Some(sent) = sent else { return ApiKey::None };
         let hash: [u8; 32] = Sha256::digest(sent.as_bytes()).into();
-        table.api_keys.get(&hash).cloned().map(Some).ok_or(())
+        table.api_keys.get(&hash).cloned().map_or(ApiKey::Unknown, ApiKey::Of)
     }
+}
+
+/// What an API key says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ApiKey {
+    /// None was sent.
+    None,
+    /// It is the one of this name.
+    Of(Arc<str>),
+    /// It is nobody's.
+    Unknown,
 }

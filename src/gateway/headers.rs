@@ -165,6 +165,10 @@ pub fn to_client(headers: &mut HeaderMap, upgraded: bool, request_id: &HeaderVal
         headers.remove(header::CONTENT_LENGTH);
     }
     let upgrade = headers.get(header::UPGRADE).filter(|_| upgraded).cloned();
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        // It ended where the encoding said, whatever the length is (RFC 9112, section 6.3).
+        headers.remove(header::CONTENT_LENGTH);
+    }
     strip(headers, false);
     if let Some(upgrade) = upgrade {
         headers.insert(header::UPGRADE, upgrade);
@@ -214,6 +218,13 @@ pub fn upgrade(method: &Method, version: Version, headers: &HeaderMap) -> bool {
         && protocol.iter().all(plain)
         && !["h2", "h3", "http", "tls"].iter().any(|no| starts(no.as_bytes()))
         && listed(headers, &header::CONNECTION).any(|name| name.eq_ignore_ascii_case(b"upgrade"))
+}
+
+/// Whether an answer's body is what it is read as: any other encoding than by chunks would be lost on its way.
+pub fn is_readable(headers: &HeaderMap) -> bool {
+    let encodings = headers.get_all(header::TRANSFER_ENCODING);
+    encodings.iter().all(|encoding| encoding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
+        && encodings.iter().count() < 2
 }
 
 /// Whether a name is the gateway's own, in any spelling.

@@ -287,3 +287,31 @@ fn what_is_for_the_inside_does_not_leave_in_answers() {
     to_client(&mut answer, false, &HeaderValue::from_static("id-1"));
     assert_eq!(answer, map(&[("x-trace-id", "b"), ("x-request-id", "id-1")]));
 }
+
+#[test]
+fn cookies_are_one_line() {
+    let joined = |lines: &[&'static str]| {
+        let lines = lines.iter().map(|line| (header::COOKIE, HeaderValue::from_static(line)));
+        let mut headers: HeaderMap = lines.collect();
+        join_cookies(&mut headers);
+        headers.get_all(header::COOKIE).iter().map(|line| line.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert!(joined(&[]).is_empty());
+    assert_eq!(joined(&["a=1; b=2"]), ["a=1; b=2"]);
+    assert_eq!(joined(&["a=1", "b=2", "c=3"]), ["a=1; b=2; c=3"]);
+}
+
+#[test]
+fn an_answer_has_the_length_that_it_was_read_with() {
+    let readable = |lines: &[&'static str]| {
+        let lines = lines.iter().map(|line| (header::TRANSFER_ENCODING, HeaderValue::from_static(line)));
+        is_readable(&lines.collect())
+    };
+    assert!(readable(&[]) && readable(&["chunked"]) && readable(&["Chunked"]));
+    assert!(!readable(&["gzip"]) && !readable(&["gzip, chunked"]) && !readable(&["gzip", "chunked"]));
+    let mut headers = HeaderMap::new();
+    headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("5"));
+    to_client(&mut headers, false, &HeaderValue::from_static("r"));
+    assert!(!headers.contains_key(header::CONTENT_LENGTH) && !headers.contains_key(header::TRANSFER_ENCODING));
+}

@@ -106,6 +106,12 @@ pub struct Observed {
 }
 
 impl RouteMetrics {
+    /// Requests that were answered, and those of them with 500 and above.
+    pub fn totals(&self) -> (u64, u64) {
+        let [answered @ .., _cancelled] = &self.requests;
+        (answered.iter().map(IntCounter::get).sum(), self.requests[4].get())
+    }
+
     /// Adds a request.
     pub fn observe(&self, observed: &Observed) {
         let class = match observed.status {

@@ -8,6 +8,7 @@ pub mod access_log;
 pub mod address;
 mod backoff;
 pub mod breaker;
+pub mod canary;
 pub mod check;
 pub mod connect;
 pub mod cors;
@@ -28,6 +29,6 @@ mod task;
 pub mod trace;
 pub mod upstream;
 
-pub use handle::Gateway;
+pub use handle::{ApiKey, Gateway};
 pub use proxy::{Listeners, Own, OwnFactory, server};
 pub use table::StartError;

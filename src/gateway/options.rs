@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use super::canary::CanaryOptions;
 use crate::redis::RedisOptions;
 
 /// The whole of `[gateway]`.
@@ -122,6 +123,8 @@ pub struct RouteOptions {
     pub response_headers: Vec<(String, String)>,
     /// What is answered when the upstream cannot.
     pub fallback: Fallback,
+    /// A second version of the upstream, that gets a part of the requests.
+    pub canary: Option<CanaryOptions>,
 }
 
 /// Which paths a route is for, in their canonical form.
@@ -397,6 +400,18 @@ pub enum LimitKey {
     User,
     /// The route.
     Route,
+}
+
+impl LimitKey {
+    /// As it is written in the config.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Address => "address",
+            Self::ApiKey => "api_key",
+            Self::User => "user",
+            Self::Route => "route",
+        }
+    }
 }
 
 /// What a shared limit does while Redis is away.

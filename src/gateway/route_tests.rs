@@ -32,6 +32,7 @@ fn route(name: &str, path: &str) -> RouteOptions {
         request_headers: Vec::new(),
         response_headers: Vec::new(),
         fallback: Fallback::default(),
+        canary: None,
     }
 }
 

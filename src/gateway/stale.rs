@@ -73,6 +73,13 @@ impl Key {
         }
         Some(Self(key.into()))
     }
+
+    /// The same request, answered by another version of the service.
+    pub fn of_canary(self) -> Self {
+        let mut key = self.0.into_vec();
+        key.extend_from_slice(b"canary");
+        Self(key.into())
+    }
 }
 
 /// Whether an answer may be shown to others, later.

@@ -10,6 +10,7 @@ use actix::ArbiterHandle;
 use arc_swap::ArcSwapOption;
 use hyper::header::{HeaderName, HeaderValue};
 
+use super::canary::Canary;
 use super::check::Checker;
 use super::connect::{ConnectError, Connector};
 use super::cors::Cors;
@@ -45,6 +46,8 @@ pub struct Route {
     pub to: To,
     /// What stands in for that.
     pub fallback: Option<Service>,
+    /// Another version of it, and who decides which requests it gets.
+    pub canary: Option<(Canary, Service)>,
     /// The limits that a request pays.
     pub limits: LimitSet,
     /// Whose pages may.
@@ -207,7 +210,7 @@ impl Service {
 }
 
 impl Table {
-    /// Makes all that the options name. What was there before goes on as it was: health, breakers, connections.
+    /// Makes all that the options name. What was there before goes on as it was: health, breakers, connections, canaries.
     ///
     /// # Errors
     /// When a service cannot be started; then nothing has changed.
@@ -242,6 +245,10 @@ impl Table {
             Some(Arc::new(Route {
                 to,
                 fallback: route.fallback.upstream.as_ref().and_then(find),
+                canary: canary(route, owners, before).and_then(|canary| {
+                    let service = find(&canary.options().upstream)?;
+                    Some((canary, service))
+                }),
                 limits: limits.resolve(&route.limits),
                 cors: route.cors.as_ref().map(Cors::new),
                 request_headers: parsed(&route.request_headers),
@@ -254,6 +261,16 @@ impl Table {
         let api_keys = options.api_keys.iter().map(|(name, hash)| (*hash, Arc::from(name.as_str()))).collect();
         Ok(Self { router: Router::new(&options.routes), routes, services, api_keys, options: Arc::new(options) })
     }
+}
+
+/// The canary of a route: as it was, where it has the same settings and is compared with the same upstream.
+fn canary(route: &RouteOptions, owners: &Owners, before: Option<&Table>) -> Option<Canary> {
+    let options = route.canary.as_ref()?;
+    let before = before.and_then(|before| before.routes.iter().find(|other| other.options.name == route.name));
+    let same = before.filter(|before| before.options.to == route.to).and_then(|before| before.canary.as_ref());
+    let same = same.map(|(canary, _)| canary).filter(|canary| canary.options() == options);
+    let new = || Canary::start(&route.name, options, owners.clock.clone(), owners.arbiter.clone());
+    Some(same.cloned().unwrap_or_else(new))
 }
 
 fn parsed(headers: &[(String, String)]) -> Vec<(HeaderName, HeaderValue)> {

@@ -291,7 +291,7 @@ async fn bodies_that_are_too_long_are_refused_and_end_the_connection() {
         let mut wire = Wire::to(&gateway);
         let answer = wire.ask(format!("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 1024\r\n\r\n{exactly}"));
         assert_eq!(answer.json()["body"], exactly);
-        let mut chunked = format!("POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n");
+        let mut chunked = String::from("POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n");
         for _ in 0..64 {
             chunked.push_str(&format!("10\r\n{}\r\n", "y".repeat(16)));
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::support::Answer;
 
 /// The longest that anything is waited for.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A connection.
 pub struct Wire {

@@ -272,7 +272,7 @@ impl Store {
         let remaining = lease.remaining(terms, due.found.refusal().is_some());
         let burst = limit.rate.burst();
         let full_in = limit.rate.time_of(burst - remaining.min(burst));
-        if tell && !lease.dirty && terms.epoch % 2 == 0 {
+        if tell && !lease.dirty && terms.epoch.is_multiple_of(2) {
             lease.dirty = true;
             shard.dirty.push(due.hash);
         }

@@ -158,7 +158,7 @@ fn run(seed: u64, per_second: u64, burst: u32, faults: u64, forget: bool) -> Run
                 lease.dirty = true;
                 asking[id] = None;
             }
-            if (step + id as u64 * 17) % 50 == 0 && asking[id].is_none() && lease.dirty {
+            if (step + id as u64 * 17).is_multiple_of(50) && asking[id].is_none() && lease.dirty {
                 seq += 1;
                 if let Some(message) = lease.message(&terms, seq, false) {
                     asking[id] = Some((now + 200 * MILLI, message));

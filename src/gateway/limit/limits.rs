@@ -22,6 +22,9 @@ const REMEMBERED: u64 = 60_000_000_000;
 /// One that was not heard of for so long does not live, in milliseconds.
 const LIVE: u64 = 3000;
 
+/// A limit as it was, and as it is.
+pub type Changed = (Arc<Limit>, Arc<Limit>);
+
 /// A limit.
 #[derive(Debug)]
 pub(super) struct Limit {
@@ -220,7 +223,7 @@ impl Registry {
         wanted: &BTreeMap<String, LimitOptions>,
         limiter: &LimiterOptions,
         ages: &[u64],
-    ) -> (Self, Vec<(Arc<Limit>, Arc<Limit>)>) {
+    ) -> (Self, Vec<Changed>) {
         let mut next_slot = self.next_slot;
         let mut changed = Vec::new();
         let mut by_name = BTreeMap::new();

@@ -82,7 +82,7 @@ impl Plan {
     pub fn new(max_bytes: u64, shared: bool) -> Self {
         let bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX).max(64 << 10);
         // Small ones: an eviction goes through one of them under its lock.
-        let shards = (bytes / (64 << 10)).clamp(1, 1024).next_power_of_two().min(1024).max(16);
+        let shards = (bytes / (64 << 10)).clamp(1, 1024).next_power_of_two().clamp(16, 1024);
         let each = (bytes / shards).saturating_sub(AROUND).max(2 << 10);
         let sketch = each / 8;
         let tables = each - sketch;

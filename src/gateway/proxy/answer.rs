@@ -188,6 +188,9 @@ impl Body for Answer {
                 if let (Some(data), Some(exchange)) = (frame.data_ref(), &mut this.exchange) {
                     exchange.bytes_out += data.len() as u64;
                 }
+                if let (true, Some(exchange)) = (frame.is_trailers(), &mut this.exchange) {
+                    exchange.whole = true;
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {

@@ -200,6 +200,8 @@ impl Body for RequestBody {
                     Err(frame) => {
                         let Ok(mut trailers) = frame.into_trailers() else { return Poll::Ready(None) };
                         headers::trailers(&mut trailers);
+                        // Nobody asks for more behind them.
+                        body.progress.ended.set(Some(clock::instant()));
                         *body.progress.kept.borrow_mut() = None;
                         Poll::Ready(Some(Ok(Frame::trailers(trailers))))
                     }

@@ -121,6 +121,11 @@ impl GatewayError {
         }
     }
 
+    /// Whether the upstream was not asked at all, so that anything may be sent to another one.
+    pub fn is_unsent(&self) -> bool {
+        matches!(self, Self::CircuitOpen { .. } | Self::Overloaded | Self::NoTarget | Self::Unreachable)
+    }
+
     /// Whether another upstream, or an answer of before, may stand in.
     pub fn is_of_upstream(&self) -> bool {
         matches!(
@@ -158,8 +163,8 @@ impl GatewayError {
                     headers.insert(header::ALLOW, methods);
                 }
             }
-            // What is left of the body would be read as a request; and of who makes no sense no more is heard.
-            Self::BadRequest(_) | Self::BadPath(_) | Self::RequestTimeout | Self::BodyTooLarge(_) => {
+            // What is left of the body would be read as a request.
+            Self::RequestTimeout | Self::BodyTooLarge(_) => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}

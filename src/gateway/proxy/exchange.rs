@@ -38,6 +38,8 @@ pub struct Exchange {
     pub upstream: Option<Arc<str>>,
     /// That one's target.
     pub target: Option<u32>,
+    /// Whether it went to the route's canary.
+    pub canary: bool,
     /// How far its body got.
     pub progress: Rc<Progress>,
     /// Of the answer's body.
@@ -86,6 +88,7 @@ impl Exchange {
             route: None,
             upstream: None,
             target: None,
+            canary: false,
             progress: Rc::default(),
             bytes_out: 0,
             status: 0,
@@ -134,6 +137,7 @@ impl Drop for Exchange {
                 duration_us: u64::try_from(observed.took.as_micros()).unwrap_or(u64::MAX),
                 upstream: self.upstream.as_deref(),
                 target: self.target.map(|target| target as usize),
+                canary: self.canary,
                 retries: self.retries,
                 fallback: self.stood_in,
                 error: self.cut.or(self.code),

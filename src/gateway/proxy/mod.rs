@@ -19,6 +19,7 @@ mod pool;
 mod send;
 mod tls;
 mod tunnel;
+mod version;
 mod worker;
 
 pub use front::{Listeners, server};

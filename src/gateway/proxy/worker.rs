@@ -25,14 +25,16 @@ use super::own::{self, Own};
 use super::pool::Pool;
 use super::send::{Outgoing, Sent};
 use super::tunnel::Tunnel;
+use super::version;
 use crate::clock;
-use crate::gateway::Gateway;
 use crate::gateway::access_log::Used;
+use crate::gateway::canary::Canary;
 use crate::gateway::limit::Caller;
-use crate::gateway::options::{AuthPolicy, HashOn, Protocol};
+use crate::gateway::options::{AuthPolicy, Protocol};
 use crate::gateway::route::{self, Match};
 use crate::gateway::table::{Route, Service, To};
 use crate::gateway::trace::{self, TraceContext};
+use crate::gateway::{ApiKey, Gateway};
 use crate::gateway::{address, cors, headers, path, stale};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -77,6 +79,8 @@ struct Adds {
     headers: Vec<(HeaderName, HeaderValue)>,
     /// The request's `Origin`, where the route has a policy for it.
     origin: Option<HeaderMap>,
+    /// A cookie of ours, beside those of the upstream.
+    cookie: Option<HeaderValue>,
 }
 
 /// A request that has found its route and may take it.
@@ -149,6 +153,9 @@ impl Worker {
         for (name, value) in adds.headers {
             headers.insert(name, value);
         }
+        if let Some(cookie) = adds.cookie {
+            headers.append(header::SET_COOKIE, cookie);
+        }
         headers.insert(X_REQUEST_ID, exchange.request_id.clone());
         exchange.status = status.as_u16();
         let mut response = Response::new(());
@@ -219,9 +226,11 @@ impl Worker {
             parts.headers.get_all(header::FORWARDED).iter().map(HeaderValue::as_bytes),
         );
         let key = self.gateway.api_key(&table, parts.headers.get(&X_API_KEY));
-        let consumer = key.as_ref().ok().cloned().flatten();
-        let caller =
-            Caller { address: chain.client, api_key: consumer.as_deref(), user: None, route: &route.options.name };
+        let consumer = match &key {
+            ApiKey::Of(name) => Some(name.clone()),
+            ApiKey::None | ApiKey::Unknown => None,
+        };
+        let caller = caller(&route, chain.client, consumer.as_deref());
         let verdict =
             self.gateway.limits().check(self.gateway.clock().now(), &route.limits, &caller, route.options.cost);
         adds.headers.extend(verdict.headers());
@@ -233,11 +242,11 @@ impl Worker {
         }
         // 7. Authentication.
         match (key, route.options.auth) {
-            (Err(()), _) => return Err(GatewayError::Unauthorized("the key in X-API-Key is not known")),
-            (Ok(None), AuthPolicy::ApiKey) => {
+            (ApiKey::Unknown, _) => return Err(GatewayError::Unauthorized("the key in X-API-Key is not known")),
+            (ApiKey::None, AuthPolicy::ApiKey) => {
                 return Err(GatewayError::Unauthorized("send an API key in the header X-API-Key"));
             }
-            (Ok(_), _) => {}
+            (ApiKey::None, AuthPolicy::Public) | (ApiKey::Of(_), _) => {}
         }
         // 8. The body that is announced.
         let length = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
@@ -258,10 +267,10 @@ impl Worker {
             .flatten();
         let coding = route.options.compress.then(|| Coding::negotiate(&parts.headers)).flatten();
         let routed = Routed { route: route.clone(), parts, client: chain, uri, consumer, deadline, on_upgrade };
-        // 9. Off it goes: breaker, target, transformation, answer.
+        // 9. Off it goes: canary or not, breaker, target, transformation, answer.
         let mut passed = match &route.to {
             To::Own => self.own(routed, body, client, exchange).await?,
-            To::Service(service) => self.proxy(routed, body, service, client, exchange).await?,
+            To::Service(service) => self.proxy(routed, body, service, client, exchange, adds).await?,
         };
         // 10. Compression, and what the route sets.
         if route.options.compress {
@@ -289,7 +298,7 @@ impl Worker {
             parts.headers.insert(header::HOST, host);
         }
         let raw = parts.uri.path_and_query().map_or("/", |raw| raw.as_str());
-        let target = path::target(raw).map_err(|error| GatewayError::BadPath(error))?;
+        let target = path::target(raw).map_err(GatewayError::BadPath)?;
         if self.gateway.access_log().is_some() {
             exchange.path = Some(target.path.as_str().to_owned());
         }
@@ -373,13 +382,23 @@ impl Worker {
         service: &Service,
         client: &Client,
         exchange: &mut Exchange,
+        adds: &mut Adds,
     ) -> Result<Passed, GatewayError> {
-        let hash = hash_of(service, &routed);
+        let route = routed.route.clone();
+        let stable = service;
+        let caller = caller(&route, routed.client.client, routed.consumer.as_deref());
+        let version::Chosen { service, trial, new_id } =
+            version::choose(&route, stable, &routed.parts.headers, &caller);
+        adds.cookie = new_id.and_then(|id| Canary::set_cookie(&id, client.secure));
+        exchange.canary = !std::ptr::eq(service, stable);
+        let hash = version::hash_of(service, routed.client.client, &routed.uri, &routed.parts.headers);
         let stale = routed.route.options.fallback.stale;
         let stale_key = stale.and_then(|_| {
             let target = routed.uri.path_and_query().map_or("/", |target| target.as_str());
             stale::Key::of(&routed.route.options.name, &routed.parts.method, target, &routed.parts.headers)
         });
+        // What one version answered does not stand in for the other.
+        let stale_key = stale_key.map(|key| if exchange.canary { key.of_canary() } else { key });
         let http2 = service.options().protocol == Protocol::Http2;
         self.transform(&mut routed, http2, client, exchange);
         let progress = exchange.progress.clone();
@@ -396,6 +415,18 @@ impl Worker {
             cause: None,
         };
         let mut sent = outgoing.send(self, exchange).await;
+        if let Some(trial) = trial {
+            version::judge(trial, sent.as_ref().map(|sent| sent.response.status()));
+        }
+        // Nobody has to suffer for a new version that is not there.
+        if let Err(error) = &sent
+            && exchange.canary
+            && error.is_unsent()
+            && outgoing.body.is_some()
+        {
+            outgoing.service = stable;
+            sent = outgoing.send(self, exchange).await;
+        }
         // An answer of before costs nobody anything; another upstream comes next.
         if let (Err(error), Some(key), Some(most)) = (&sent, &stale_key, stale)
             && error.is_of_upstream()
@@ -438,6 +469,10 @@ impl Worker {
             let tunnel = Some(Tunnel { client: on_client, target: on_target, ticket });
             return Ok(Passed { status, headers, source: Source::Empty, deadline: None, tunnel });
         }
+        if !headers::is_readable(&headers) {
+            ticket.finish(false);
+            return Err(GatewayError::BadAnswer);
+        }
         headers::to_client(&mut headers, false, &exchange.request_id);
         let keeping = stale_key.filter(|_| stale::is_keepable(status, &headers));
         let keeping = keeping.map(|key| stale::Keeping::new(key, &headers));
@@ -476,25 +511,14 @@ impl Worker {
     }
 }
 
+/// What a request is known by.
+fn caller<'a>(route: &'a Route, address: IpAddr, api_key: Option<&'a str>) -> Caller<'a> {
+    Caller { address, api_key, user: None, route: &route.options.name }
+}
+
 struct Found {
     route: Arc<Route>,
     uri: Uri,
-}
-
-/// What an upstream that chooses by hash hashes.
-fn hash_of(service: &Service, routed: &Routed) -> u64 {
-    use xxhash_rust::xxh3::xxh3_64;
-    let address = || match routed.client.client {
-        IpAddr::V4(ip) => xxh3_64(&ip.octets()),
-        IpAddr::V6(ip) => xxh3_64(&ip.octets()),
-    };
-    match &service.options().hash_on {
-        HashOn::Address => address(),
-        HashOn::Path => xxh3_64(routed.uri.path().as_bytes()),
-        HashOn::Header(name) => {
-            routed.parts.headers.get(name.as_str()).map_or_else(address, |value| xxh3_64(value.as_bytes()))
-        }
-    }
 }
 
 /// The same answer, compressed if the client takes it and it is worth it.
