@@ -9,17 +9,17 @@ use mysql_async::prelude::Queryable;
 use rust_decimal::Decimal;
 use serde_json::json;
 use tidegate::catalog::{
-    CatalogError, CatalogOptions, Database, Facet, Facets, Imported, NewProduct, ProductPatch, SearchQuery, Sort,
-    Status, Store, demo,
+    CatalogError, Facet, Facets, Imported, NewProduct, ProductPatch, SearchQuery, Sort, Status, Store, demo,
 };
 use tidegate::clock::Clock;
+use tidegate::database::{Address, DatabaseError, DatabaseOptions};
 
 use super::services::{Line, Proxy, Service, fresh};
 use super::support::within;
 
 /// A database of one test.
 struct Place {
-    options: CatalogOptions,
+    options: DatabaseOptions,
     _folder: tempfile::TempDir,
 }
 
@@ -43,13 +43,13 @@ fn mariadb() -> &'static str {
     &SHARED.get_or_init(|| Service::start("mariadb", &[])).address
 }
 
-fn at_postgres(url: &str) -> CatalogOptions {
-    CatalogOptions { database: Database::Postgres(Box::new(url.parse().unwrap())), ..CatalogOptions::default() }
+fn at_postgres(url: &str) -> DatabaseOptions {
+    DatabaseOptions { address: Address::Postgres(Box::new(url.parse().unwrap())), ..DatabaseOptions::default() }
 }
 
-fn at_mysql(url: &str) -> CatalogOptions {
+fn at_mysql(url: &str) -> DatabaseOptions {
     let opts = mysql_async::Opts::from_url(url).unwrap();
-    CatalogOptions { database: Database::MySql(Box::new(opts)), ..CatalogOptions::default() }
+    DatabaseOptions { address: Address::MySql(Box::new(opts)), ..DatabaseOptions::default() }
 }
 
 fn in_database(url: &str, name: &str) -> String {
@@ -78,7 +78,7 @@ async fn places() -> Vec<(&'static str, Place)> {
     let folder = || tempfile::tempdir().unwrap();
     let file = folder();
     vec![
-        ("SQLite", Place { options: CatalogOptions::sqlite(file.path().join("shop/catalog.db")), _folder: file }),
+        ("SQLite", Place { options: DatabaseOptions::sqlite(file.path().join("shop/catalog.db")), _folder: file }),
         ("PostgreSQL", Place { options: at_postgres(&in_database(postgres(), &name)), _folder: folder() }),
         ("MariaDB", Place { options: at_mysql(&in_database(mariadb(), &name)), _folder: folder() }),
     ]
@@ -585,19 +585,19 @@ async fn rubbish_finds_nothing_and_breaks_nothing() {
 
 /// Holds a product's row (or SQLite's file) until the returned value is dropped.
 async fn hold(name: &str, place: &Place) -> Box<dyn std::any::Any> {
-    match &place.options.database {
-        Database::Sqlite(path) => {
+    match &place.options.address {
+        Address::Sqlite(path) => {
             let conn = rusqlite::Connection::open(path).unwrap();
             conn.execute_batch("BEGIN IMMEDIATE").unwrap();
             Box::new(conn)
         }
-        Database::Postgres(to) => {
+        Address::Postgres(to) => {
             let (client, line) = to.connect(tokio_postgres::NoTls).await.unwrap();
             tokio::spawn(line);
             client.batch_execute("BEGIN; SELECT * FROM products FOR UPDATE").await.unwrap();
             Box::new(client)
         }
-        Database::MySql(to) => {
+        Address::MySql(to) => {
             let mut conn = mysql_async::Conn::new((**to).clone()).await.unwrap();
             conn.query_drop("BEGIN").await.unwrap();
             conn.query_drop("SELECT * FROM products FOR UPDATE").await.unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -633,8 +633,8 @@ async fn an_exhausted_pool_says_busy_in_time_and_recovers() {
         let mut busy = 0;
         for change in changes {
             match change.await.unwrap() {
-                Err(CatalogError::Busy(_)) => busy += 1,
-                Err(CatalogError::Deadline) => {}
+                Err(CatalogError::Database(DatabaseError::Busy(_))) => busy += 1,
+                Err(CatalogError::Database(DatabaseError::Deadline)) => {}
                 other => panic!("{name}: {other:?}"),
             }
         }
@@ -686,7 +686,7 @@ async fn a_database_that_was_killed_is_used_again_by_itself() {
     for kind in ["postgres", "mariadb"] {
         let service = Service::start(kind, &[]);
         let options = if kind == "postgres" { at_postgres(&service.address) } else { at_mysql(&service.address) };
-        let options = CatalogOptions { query_timeout: Duration::from_secs(2), ..options };
+        let options = DatabaseOptions { query_timeout: Duration::from_secs(2), ..options };
         let store = Store::new(&options, Clock::system()).unwrap();
         store.migrate().await.unwrap();
         store.create(shoe("1", "1")).await.unwrap();
@@ -727,13 +727,13 @@ async fn a_silent_database_costs_no_more_than_the_deadline() {
         let url = format!("{head}{}/{tail}", proxy.address);
         let options = if kind == "postgres" { at_postgres(&url) } else { at_mysql(&url) };
         let store =
-            Store::new(&CatalogOptions { query_timeout: Duration::from_millis(400), ..options }, Clock::system())
+            Store::new(&DatabaseOptions { query_timeout: Duration::from_millis(400), ..options }, Clock::system())
                 .unwrap();
         store.ping().await.unwrap();
         proxy.set(Line::Swallow);
         for _ in 0..3 {
             let begun = Instant::now();
-            assert_eq!(store.ping().await.unwrap_err(), CatalogError::Deadline, "{kind}");
+            assert_eq!(store.ping().await.unwrap_err(), CatalogError::Database(DatabaseError::Deadline), "{kind}");
             assert!(begun.elapsed() < Duration::from_millis(1500), "{kind}: {:?}", begun.elapsed());
         }
         proxy.cut();
@@ -755,13 +755,16 @@ async fn tls_is_spoken_with_those_whom_the_authority_vouches_for() {
             let url = format!("{}?require_ssl=true", service.address);
             (at_mysql(&url), at_mysql(&url))
         };
-        let store = Store::new(&CatalogOptions { ca: Some(ca), ..options }, Clock::system()).unwrap();
+        let store = Store::new(&DatabaseOptions { ca: Some(ca), ..options }, Clock::system()).unwrap();
         store.migrate().await.unwrap_or_else(|error| panic!("{kind}: {error}"));
         store.create(shoe("1", "1")).await.unwrap();
         store.close().await;
         let store = Store::new(&wrong, Clock::system()).unwrap();
         let error = store.ping().await.unwrap_err();
-        assert!(matches!(error, CatalogError::Refused(_)), "{kind}: a stranger's certificate: {error:?}");
+        assert!(
+            matches!(error, CatalogError::Database(DatabaseError::Refused(_))),
+            "{kind}: a stranger's certificate: {error:?}"
+        );
         store.close().await;
     }
 }
@@ -772,7 +775,7 @@ async fn a_wrong_password_is_told_without_it() {
         let options = if url.starts_with("mysql") { at_mysql(&url) } else { at_postgres(&url) };
         let store = Store::new(&options, Clock::system()).unwrap();
         for error in [store.ping().await.unwrap_err(), store.migrate().await.unwrap_err()] {
-            assert!(matches!(error, CatalogError::Refused(_)), "{error:?}");
+            assert!(matches!(error, CatalogError::Database(DatabaseError::Refused(_))), "{error:?}");
             assert!(!error.to_string().contains("hunter2") && !error.to_string().contains("127.0.0.1"), "{error}");
         }
         store.close().await;

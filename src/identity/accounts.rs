@@ -1,0 +1,329 @@
+//! Registering, logging in, refreshing and logging out.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::api_key::ApiKey;
+use super::error::IdentityError;
+use super::lockout::Network;
+use super::names::{self, Registration};
+use super::password::Verdict;
+use super::principal::{Principal, Proof, Role};
+use super::service::{Identity, Inner};
+use super::session::{RefreshToken, hash_of};
+use super::store::{
+    Account, Begin, By, ChangeAccount, ChangedKeys, CreateAccount, FindAccount, IsKnown, Revoke, RevokeKey, Rotate,
+    Rotated, StoreKey,
+};
+use super::{random, sha256};
+use crate::clock::{UnixMillis, rfc3339};
+use crate::database::Database;
+
+/// What somebody gets who logs in or refreshes.
+#[derive(Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Tokens {
+    /// Goes into `Authorization: Bearer`.
+    #[schema(example = "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJFZERTQSIsImtpZCI6Ii4uLiJ9.…")]
+    pub access_token: String,
+    /// Always `Bearer`.
+    pub token_type: &'static str,
+    /// For so many seconds.
+    pub expires_in: u64,
+    /// Good once, for the next ones.
+    #[schema(example = "tgr_…")]
+    pub refresh_token: String,
+    /// For so many seconds.
+    pub refresh_expires_in: u64,
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tokens")
+    }
+}
+
+/// An account, as it is shown to its owner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct AccountView {
+    /// Its id; of a key, what is shown of it.
+    #[schema(example = "6f1c3c0e7a514f0c9d6b1f2e3a4b5c6d")]
+    pub id: String,
+    /// Login, or the name of a key.
+    #[schema(example = "jo.doe")]
+    pub login: String,
+    /// E-mail address.
+    #[schema(example = "jo@shop.example")]
+    pub email: Option<String>,
+    /// What its owner is.
+    pub roles: Vec<Role>,
+    /// What a key may do.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub scopes: Vec<String>,
+    /// RFC 3339.
+    pub created_at: Option<String>,
+}
+
+impl From<Account> for AccountView {
+    fn from(account: Account) -> Self {
+        Self {
+            id: account.id,
+            login: account.login,
+            email: account.email,
+            roles: account.roles,
+            scopes: vec![],
+            created_at: Some(rfc3339(account.created_at)),
+        }
+    }
+}
+
+fn millis(span: Duration) -> i64 {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX / 4)
+}
+
+fn new_id() -> Result<String, IdentityError> {
+    Ok(super::hex(&random::<16>()?))
+}
+
+impl Inner {
+    fn ready(&self) -> Result<(), IdentityError> {
+        if self.database.is_ready() { Ok(()) } else { Err(IdentityError::NotReady) }
+    }
+
+    fn tokens(
+        &self,
+        account: &Account,
+        family: &str,
+        refresh: RefreshToken,
+        refresh_until: UnixMillis,
+    ) -> Result<Tokens, IdentityError> {
+        let now = self.clock.now();
+        Ok(Tokens {
+            access_token: self.access_token(account, family, now)?,
+            token_type: "Bearer",
+            expires_in: self.options.access_lifetime.as_secs(),
+            refresh_token: refresh.text,
+            refresh_expires_in: u64::try_from(refresh_until.saturating_sub(now) / 1000).unwrap_or(0),
+        })
+    }
+
+    async fn begin(&self, account: &Account, network: Network) -> Result<Tokens, IdentityError> {
+        let (family, token, now) = (new_id()?, RefreshToken::new()?, self.clock.now());
+        let options = &self.options;
+        let family_expires_at = now.saturating_add(millis(options.session_lifetime));
+        let expires_at = now.saturating_add(millis(options.refresh_lifetime)).min(family_expires_at);
+        let begin = Begin {
+            family: family.clone(),
+            account: account.id.clone(),
+            network: network_hash(&account.id, network),
+            hash: token.hash.clone(),
+            expires_at,
+            family_expires_at,
+        };
+        self.database.run(begin).await?;
+        self.tokens(account, &family, token, expires_at)
+    }
+
+    fn count_login(&self, outcome: usize) {
+        if let Some(count) = self.tally.logins.get(outcome) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A new hash, if one can be made now; the next login tries again.
+    async fn rehash(&self, account: &Account, password: String) {
+        if let Ok(new) = self.hashing.hash(password).await {
+            let change = ChangeAccount::Password { id: account.id.clone(), old: account.password.clone(), new };
+            let _ = self.database.run(change).await;
+        }
+    }
+}
+
+/// What is kept of the network that somebody logged in from: enough to know it again.
+fn network_hash(account: &str, network: Network) -> String {
+    let mut text = account.as_bytes().to_vec();
+    text.extend_from_slice(&network.bytes());
+    sha256(&text)
+}
+
+impl Identity {
+    /// Makes an account, with the role `user`.
+    ///
+    /// # Errors
+    /// When the name is taken, nobody may register, or there was too much of it from this network; or when the database or
+    /// the hashing is busy.
+    pub async fn register(&self, new: Registration, network: Network) -> Result<AccountView, IdentityError> {
+        let inner = &self.inner;
+        if !inner.options.registration {
+            return Err(IdentityError::Closed);
+        }
+        inner.ready()?;
+        let now = inner.clock.now();
+        inner.lockout.lock().register(network, now).map_err(|retry_after| IdentityError::TooMany { retry_after })?;
+        let account = Account {
+            id: new_id()?,
+            password: inner.hashing.hash(new.password).await?,
+            login: new.login,
+            email: new.email,
+            roles: vec![Role::User],
+            created_at: now,
+        };
+        inner.database.run(CreateAccount(account.clone())).await?;
+        Ok(account.into())
+    }
+
+    /// Logs in, by name or e-mail.
+    ///
+    /// # Errors
+    /// [`IdentityError::Credentials`], [`IdentityError::TooMany`]; or when the database or the hashing is busy.
+    pub async fn login(&self, login: &str, password: &str, network: Network) -> Result<Tokens, IdentityError> {
+        let inner = &self.inner;
+        inner.ready()?;
+        let Some(name) = names::normal(login).filter(|_| names::may_be_password(password)) else {
+            // There can be no such account.
+            inner.count_login(1);
+            return Err(IdentityError::Credentials);
+        };
+        let account = inner.database.run(FindAccount(By::Login(name.clone()))).await?;
+        // Name and e-mail are one account to guess at.
+        let key = inner.account_key(account.as_ref().map_or(&name, |account| &account.id));
+        let now = inner.clock.now();
+        let guarded = inner.lockout.lock().guarded(key, now);
+        let known = match &account {
+            Some(account) if guarded => {
+                let network = network_hash(&account.id, network);
+                inner.database.run(IsKnown { account: account.id.clone(), network }).await?
+            }
+            _ => false,
+        };
+        let attempt = inner.lockout.lock().begin(key, network, known, now).map_err(|retry_after| {
+            inner.count_login(2);
+            IdentityError::TooMany { retry_after }
+        })?;
+        let hash = account.as_ref().map(|account| account.password.clone());
+        let verdict = inner.hashing.verify(password.to_owned(), hash).await;
+        let verdict = verdict.inspect_err(|_| inner.lockout.lock().undecided(&attempt))?;
+        let Some(account) = account.filter(|_| verdict != Verdict::Wrong) else {
+            inner.count_login(1);
+            return Err(IdentityError::Credentials);
+        };
+        inner.lockout.lock().succeeded(&attempt);
+        if verdict == Verdict::Outdated {
+            inner.rehash(&account, password.to_owned()).await;
+        }
+        inner.count_login(0);
+        inner.begin(&account, network).await
+    }
+
+    /// New tokens for a refresh token, which is used up.
+    ///
+    /// # Errors
+    /// [`IdentityError::RefreshToken`]; or when the database is busy.
+    pub async fn refresh(&self, token: &str) -> Result<Tokens, IdentityError> {
+        let inner = &self.inner;
+        inner.ready()?;
+        let hash = hash_of(token).ok_or(IdentityError::RefreshToken)?;
+        let next = RefreshToken::new()?;
+        let rotate = Rotate { hash, next: next.hash.clone(), lifetime: millis(inner.options.refresh_lifetime) };
+        match inner.database.run(rotate).await? {
+            Rotated::Next { account, family, expires_at } => inner.tokens(&account, &family, next, expires_at),
+            Rotated::Dead => Err(IdentityError::RefreshToken),
+            Rotated::Reused => {
+                inner.tally.reused.fetch_add(1, Ordering::Relaxed);
+                log::warn!("identity: a refresh token came a second time; its family is revoked");
+                Err(IdentityError::RefreshToken)
+            }
+        }
+    }
+
+    /// Logs out: the family of the refresh token is revoked. What is no such token changes nothing.
+    ///
+    /// # Errors
+    /// When the database is busy.
+    pub async fn logout(&self, token: &str) -> Result<(), IdentityError> {
+        self.inner.ready()?;
+        match hash_of(token) {
+            Some(hash) => self.inner.database.run(Revoke::Token(hash)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The same, by an access token.
+    ///
+    /// # Errors
+    /// When the database is busy.
+    pub async fn logout_of(&self, principal: &Principal) -> Result<(), IdentityError> {
+        self.inner.ready()?;
+        match &principal.proof {
+            Proof::Account { session } => self.inner.database.run(Revoke::Family(session.to_string())).await,
+            Proof::Issuer(_) | Proof::Key => Ok(()),
+        }
+    }
+
+    /// What is known of somebody.
+    ///
+    /// # Errors
+    /// [`IdentityError::NotFound`] when the account is gone; or when the database is busy.
+    pub async fn account(&self, principal: &Principal) -> Result<AccountView, IdentityError> {
+        match &principal.proof {
+            Proof::Account { .. } => {
+                self.inner.ready()?;
+                let account = self.inner.database.run(FindAccount(By::Id(principal.id.clone()))).await?;
+                account.map(AccountView::from).ok_or(IdentityError::NotFound("account"))
+            }
+            Proof::Issuer(_) | Proof::Key => Ok(AccountView {
+                id: principal.id.clone(),
+                login: principal.name.clone(),
+                email: None,
+                roles: principal.roles.clone(),
+                scopes: principal.scopes.clone(),
+                created_at: None,
+            }),
+        }
+    }
+}
+
+/// Makes an API key; what is returned is the key itself, which is stored nowhere.
+///
+/// # Errors
+/// When name or scopes cannot be, or the database cannot be used.
+pub async fn create_key(
+    database: &Database,
+    name: &str,
+    scopes: &[String],
+    expires_at: Option<UnixMillis>,
+    now: UnixMillis,
+) -> Result<(ApiKey, String), IdentityError> {
+    let (key, text) = ApiKey::make(name, scopes, expires_at, now)?;
+    database.run(StoreKey(key.clone())).await?;
+    Ok((key, text))
+}
+
+/// All API keys.
+///
+/// # Errors
+/// When the database cannot be used.
+pub async fn list_keys(database: &Database) -> Result<Vec<ApiKey>, IdentityError> {
+    Ok(database.run(ChangedKeys(None)).await?.map(|(_, keys)| keys).unwrap_or_default())
+}
+
+/// Revokes an API key, by what is shown of it.
+///
+/// # Errors
+/// [`IdentityError::NotFound`]; or when the database cannot be used.
+pub async fn revoke_key(database: &Database, shown: &str) -> Result<(), IdentityError> {
+    let id = shown.strip_prefix("tg_").unwrap_or(shown).split('_').next().unwrap_or_default().to_owned();
+    if database.run(RevokeKey(id)).await? { Ok(()) } else { Err(IdentityError::NotFound("key")) }
+}
+
+/// Gives an account its roles. They are in its tokens from the next refresh on.
+///
+/// # Errors
+/// [`IdentityError::NotFound`]; or when the database cannot be used.
+pub async fn set_roles(database: &Database, login: &str, roles: &[Role]) -> Result<(), IdentityError> {
+    let login = names::normal(login).ok_or(IdentityError::NotFound("account"))?;
+    let changed = database.run(ChangeAccount::Roles { login, roles: roles.to_vec() }).await?;
+    if changed { Ok(()) } else { Err(IdentityError::NotFound("account")) }
+}

@@ -1,0 +1,107 @@
+//! When an issuer's keys are read: ahead of need, more often while that fails, and for an unknown key at most every ten
+//! seconds.
+
+use std::time::Duration;
+
+use crate::clock::UnixMillis;
+
+/// Between two readings for keys that are not there.
+pub(super) const UNKNOWN: Duration = Duration::from_secs(10);
+/// Between two tries while reading fails, at first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// What is known of the readings of one issuer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Schedule {
+    refresh: Duration,
+    stale: Duration,
+    /// When keys were read last.
+    read_at: Option<UnixMillis>,
+    /// When they were tried to be read for an unknown key, or for want of any.
+    asked_at: Option<UnixMillis>,
+    /// Failures since the last success.
+    failures: u32,
+    next: UnixMillis,
+}
+
+impl Schedule {
+    pub fn new(refresh: Duration, stale: Duration) -> Self {
+        Self { refresh, stale, read_at: None, asked_at: None, failures: 0, next: UnixMillis::MIN }
+    }
+
+    /// Whether it is time to read them, with nobody waiting.
+    pub fn due(&self, now: UnixMillis) -> bool {
+        now >= self.next
+    }
+
+    /// Whether the keys that were read last are still believed.
+    pub fn usable(&self, now: UnixMillis) -> bool {
+        self.read_at.is_some_and(|at| now.saturating_sub(at) < millis(self.stale))
+    }
+
+    /// Whether the keys are what the issuer has, as far as can be known.
+    pub fn fresh(&self) -> bool {
+        self.read_at.is_some() && self.failures == 0
+    }
+
+    /// Whether they may be read for a key that is not there; then that counts.
+    pub fn ask(&mut self, now: UnixMillis) -> bool {
+        let may = self.asked_at.is_none_or(|at| now.saturating_sub(at) >= millis(UNKNOWN) || now < at);
+        if may {
+            self.asked_at = Some(now);
+        }
+        may
+    }
+
+    /// They were read.
+    pub fn succeeded(&mut self, now: UnixMillis) {
+        self.failures = 0;
+        self.read_at = Some(now);
+        self.next = now.saturating_add(millis(self.refresh));
+    }
+
+    /// They could not be.
+    pub fn failed(&mut self, now: UnixMillis) {
+        let wait = (RETRY.0 * 2_u32.saturating_pow(self.failures.min(10))).min(RETRY.1).min(self.refresh);
+        self.failures = self.failures.saturating_add(1);
+        self.next = now.saturating_add(millis(wait));
+    }
+}
+
+fn millis(span: Duration) -> i64 {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX / 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{HOUR, MINUTE, SECOND};
+
+    #[test]
+    fn keys_are_read_ahead_and_kept_while_that_fails() {
+        let mut schedule = Schedule::new(Duration::from_secs(300), Duration::from_secs(86_400));
+        assert!(schedule.due(0) && !schedule.usable(0) && !schedule.fresh());
+        schedule.succeeded(0);
+        assert!(!schedule.due(299_999) && schedule.due(300_000) && schedule.fresh());
+        let (mut now, mut tries) = (5 * MINUTE, 0);
+        while now < HOUR {
+            if schedule.due(now) {
+                tries += 1;
+                schedule.failed(now);
+            }
+            assert!(schedule.usable(now), "an hour without its issuer changes nothing");
+            now += SECOND;
+        }
+        assert!((100..=130).contains(&tries), "{tries} tries in 55 minutes");
+        assert!(!schedule.fresh() && !schedule.usable(24 * HOUR));
+        schedule.succeeded(now);
+        assert!(schedule.fresh() && schedule.usable(now + 23 * HOUR));
+    }
+
+    #[test]
+    fn a_flood_of_unknown_keys_reads_once_in_ten_seconds() {
+        let mut schedule = Schedule::new(Duration::from_secs(300), Duration::from_secs(86_400));
+        let reads = (0..60_000).filter(|now| schedule.ask(*now)).count();
+        assert_eq!(reads, 6);
+    }
+}

@@ -1,0 +1,54 @@
+//! Who somebody is: accounts and their passwords, access tokens of ours and of other issuers, refresh tokens, and API keys.
+//!
+//! [`Identity`] is what others see. Whom a request is from is read from what is published in this process: the public keys
+//! of all instances, those of other issuers, and the table of API keys, each refreshed in the background. The database is
+//! asked when somebody registers, logs in, refreshes or logs out.
+
+mod accounts;
+mod api_key;
+mod cache;
+mod claims;
+mod error;
+mod hashing;
+mod issuers;
+mod lockout;
+mod names;
+mod options;
+mod password;
+mod principal;
+mod ring;
+mod service;
+mod session;
+mod store;
+mod tend;
+mod token;
+
+pub use accounts::{AccountView, Tokens, create_key, list_keys, revoke_key, set_roles};
+pub use api_key::ApiKey;
+pub use error::{BadField, IdentityError, Rejection};
+pub use lockout::Network;
+pub use names::Registration;
+pub use options::{IdentityOptions, IssuerOptions, JwksUrl, algorithm};
+pub use password::Argon2Options;
+pub use principal::{Principal, Proof, Role};
+pub use service::{Identity, IdentityStats, Recognised};
+
+/// Bytes that nobody can guess.
+fn random<const N: usize>() -> Result<[u8; N], IdentityError> {
+    let mut bytes = [0; N];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| IdentityError::Internal("the system has no randomness"))?;
+    Ok(bytes)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// As hex.
+fn sha256(bytes: &[u8]) -> String {
+    hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
+}

@@ -1,0 +1,468 @@
+//! Identity as others see it: whom a request is from, by what is published in this process.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::hash::Hasher;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use bytes::Bytes;
+use jsonwebtoken::EncodingKey;
+use parking_lot::Mutex;
+use serde_json::json;
+use siphasher::sip::SipHasher13;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::api_key::{self, Keys};
+use super::cache::Verified;
+use super::claims::{Claims, Several};
+use super::error::{IdentityError, Rejection};
+use super::hashing::Hashing;
+use super::issuers::Issuer;
+use super::lockout::Lockout;
+use super::options::{IdentityOptions, IssuerOptions};
+use super::password::Passwords;
+use super::principal::{Principal, Proof, Role};
+use super::random;
+use super::ring::{Retired, Ring, verifying};
+use super::store::Mark;
+use super::token::{Sent, VerifyingKey, outline, sent, sign, verify};
+use crate::clock::{Clock, UnixMillis};
+use crate::database::Database;
+
+/// Networks of accounts whose failures are kept; about 20 MB at most.
+const LOCKOUT: usize = 100_000;
+/// Between two looks into the database for a key of ours that is not known, in milliseconds.
+const UNKNOWN: i64 = 1000;
+
+/// Who somebody is. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    pub(super) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub options: IdentityOptions,
+    pub database: Database,
+    pub clock: Clock,
+    pub hashing: Hashing,
+    pub lockout: Mutex<Lockout>,
+    /// Names are counted under hashes that nobody can aim at.
+    secret: [u8; 16],
+    pub signing: ArcSwap<Signing>,
+    own: ArcSwap<OwnKeys>,
+    /// Those of other instances, as they were read last.
+    pub others: ArcSwap<Vec<Retired>>,
+    /// Of the keys; what other keys verified is verified again.
+    generation: Arc<AtomicU64>,
+    pub api_keys: ArcSwapOption<Keys>,
+    pub mark: Mutex<Option<Mark>>,
+    pub issuers: Vec<Arc<Issuer>>,
+    verified: Verified,
+    /// When the database was asked for a key of ours that is not known.
+    asked_at: AtomicI64,
+    pub syncing: tokio::sync::Mutex<()>,
+    /// Whether the database was read the last time that was tried.
+    pub synced: AtomicBool,
+    pub tally: Tally,
+    /// Whether the background is to end, and what runs there.
+    pub stopping: watch::Sender<bool>,
+    pub tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What happened since the start.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub logins: [AtomicU64; 3],
+    identified: AtomicU64,
+    cached: AtomicU64,
+    rejected: Mutex<BTreeMap<&'static str, u64>>,
+    pub reused: AtomicU64,
+}
+
+/// What happened since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdentityStats {
+    /// Logins that went well, that were wrong, and that were refused for too many attempts.
+    pub logins: [u64; 3],
+    /// Requests whose token or key was good.
+    pub identified: u64,
+    /// Those of them that were known from a moment before.
+    pub cached: u64,
+    /// Tokens and keys that were not, by why.
+    pub rejected: Vec<(&'static str, u64)>,
+    /// Refresh tokens that came a second time.
+    pub reused: u64,
+}
+
+/// Our keys, and the one that signs.
+#[derive(Debug)]
+pub(super) struct Signing {
+    pub ring: Ring,
+    key: EncodingKey,
+}
+
+impl Signing {
+    pub fn new(ring: Ring) -> Self {
+        let key = ring.active.encoding();
+        Self { ring, key }
+    }
+}
+
+/// The public keys of all instances.
+#[derive(Debug, Default)]
+struct OwnKeys {
+    by_kid: HashMap<String, (VerifyingKey, UnixMillis)>,
+    jwks: Bytes,
+}
+
+/// What is known of a request at once.
+#[derive(Debug)]
+pub enum Recognised {
+    /// Whom it is from; `None` if it does not say so, or not in a way that is ours.
+    Done(Result<Option<Arc<Principal>>, Rejection>),
+    /// A token of a key that is not known yet: [`Identity::ask`].
+    Ask(String),
+}
+
+impl Identity {
+    /// Takes up the signing keys, or makes the first, and begins to keep what is published up to date. Must be called within a
+    /// runtime.
+    ///
+    /// # Errors
+    /// When the keys cannot be read or written, or another issuer's settings cannot be used.
+    pub fn start(options: IdentityOptions, database: Database, clock: Clock) -> Result<Self, IdentityError> {
+        let ring = open_ring(&options.keys, clock.now())?;
+        let passwords = Passwords::new(options.argon2)?;
+        let generation = Arc::new(AtomicU64::new(0));
+        let issuer = |issuer: &IssuerOptions| {
+            Issuer::new(issuer.clone(), clock.clone(), generation.clone())
+                .map_err(|why| IdentityError::Keys(format!("of {}: {why}", issuer.issuer)))
+        };
+        let issuers = options.issuers.iter().map(issuer).collect::<Result<_, _>>()?;
+        let inner = Inner {
+            hashing: Hashing::new(passwords, options.hash_threads, options.hash_queue),
+            lockout: Mutex::new(Lockout::new(LOCKOUT)),
+            secret: random()?,
+            signing: ArcSwap::from_pointee(Signing::new(ring)),
+            own: ArcSwap::default(),
+            others: ArcSwap::default(),
+            generation,
+            api_keys: ArcSwapOption::empty(),
+            mark: Mutex::default(),
+            issuers,
+            verified: Verified::new(),
+            asked_at: AtomicI64::new(UnixMillis::MIN / 2),
+            syncing: tokio::sync::Mutex::default(),
+            synced: AtomicBool::new(false),
+            tally: Tally::default(),
+            stopping: watch::Sender::new(false),
+            tasks: Mutex::default(),
+            options,
+            database,
+            clock,
+        };
+        inner.publish();
+        let inner = Arc::new(inner);
+        super::tend::start(&inner);
+        Ok(Self { inner })
+    }
+
+    /// Whom a request is from, by its `Authorization` headers (all of them), as far as that is known at once.
+    pub fn recognise<'a>(&self, authorization: impl Iterator<Item = &'a [u8]>) -> Recognised {
+        let result = match sent(authorization) {
+            Sent::Nothing => return Recognised::Done(Ok(None)),
+            Sent::Bad(why) => Err(Rejection::Invalid(why)),
+            Sent::Bearer(token) => match self.inner.recognise(token) {
+                Some(result) => result,
+                None => return Recognised::Ask(token.to_owned()),
+            },
+        };
+        Recognised::Done(self.inner.counted(result).map(Some))
+    }
+
+    /// Whom a token is from whose key is not known yet: its issuer is asked, unless it was a moment ago.
+    ///
+    /// # Errors
+    /// When it is not good, or that cannot be said now.
+    pub async fn ask(&self, token: String) -> Result<Option<Arc<Principal>>, Rejection> {
+        let result = self.inner.ask(&token).await;
+        self.inner.counted(result).map(Some)
+    }
+
+    /// Both: whom a request is from.
+    ///
+    /// # Errors
+    /// When what it says is not good, or that cannot be said now.
+    pub async fn identify<'a>(
+        &self,
+        authorization: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<Option<Arc<Principal>>, Rejection> {
+        match self.recognise(authorization) {
+            Recognised::Done(result) => result,
+            Recognised::Ask(token) => self.ask(token).await,
+        }
+    }
+
+    /// The public keys, as a JSON Web Key Set.
+    pub fn jwks(&self) -> Bytes {
+        self.inner.own.load().jwks.clone()
+    }
+
+    /// For how long that may be kept.
+    pub fn jwks_lifetime(&self) -> Duration {
+        (self.inner.options.key_rotation / 2).min(Duration::from_secs(300))
+    }
+
+    /// What happened since the start.
+    pub fn stats(&self) -> IdentityStats {
+        let tally = &self.inner.tally;
+        let of = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        IdentityStats {
+            logins: [of(&tally.logins[0]), of(&tally.logins[1]), of(&tally.logins[2])],
+            identified: of(&tally.identified),
+            cached: of(&tally.cached),
+            rejected: tally.rejected.lock().iter().map(|(why, n)| (*why, *n)).collect(),
+            reused: of(&tally.reused),
+        }
+    }
+}
+
+impl Inner {
+    fn counted(&self, result: Result<Arc<Principal>, Rejection>) -> Result<Arc<Principal>, Rejection> {
+        let why = match &result {
+            Ok(_) => {
+                self.tally.identified.fetch_add(1, Ordering::Relaxed);
+                return result;
+            }
+            Err(Rejection::Invalid(why)) => why,
+            Err(Rejection::Unavailable { .. }) => "unavailable",
+        };
+        *self.tally.rejected.lock().entry(why).or_default() += 1;
+        result
+    }
+
+    /// `None` if the key is not known.
+    fn recognise(&self, token: &str) -> Option<Result<Arc<Principal>, Rejection>> {
+        let now = self.clock.now();
+        if api_key::looks_like_one(token) {
+            return Some(match self.api_keys.load().as_ref() {
+                Some(keys) => keys.verify(token, now).map_err(Rejection::Invalid),
+                // Not known to be wrong.
+                None if api_key::id_of(token).is_some() => {
+                    Err(Rejection::Unavailable { retry_after: Duration::from_secs(1) })
+                }
+                None => Err(Rejection::Invalid("malformed_key")),
+            });
+        }
+        let (key, generation) = (Verified::key(token), self.generation.load(Ordering::Acquire));
+        if let Some(principal) = self.verified.get(&key, generation, now) {
+            self.tally.cached.fetch_add(1, Ordering::Relaxed);
+            return Some(Ok(principal));
+        }
+        let done = self.verify_known(token, now)?;
+        if let Ok(principal) = &done {
+            self.verified.put(key, generation, principal.clone());
+        }
+        Some(done.map_err(Rejection::Invalid))
+    }
+
+    fn verify_known(&self, token: &str, now: UnixMillis) -> Option<Result<Arc<Principal>, &'static str>> {
+        let outline = match outline(token) {
+            Ok(outline) => outline,
+            Err(why) => return Some(Err(why)),
+        };
+        if outline.issuer == self.options.issuer {
+            // Ours always say which.
+            let Some(kid) = &outline.kid else { return Some(Err("no_kid")) };
+            let own = self.own.load();
+            let (key, _) = own.by_kid.get(kid).filter(|(_, until)| now < *until)?;
+            let claims = verify(token, key, &self.options.issuer, &self.options.audience, now);
+            return Some(claims.and_then(account));
+        }
+        let Some(issuer) = self.issuers.iter().find(|issuer| issuer.options.issuer == outline.issuer) else {
+            return Some(Err("unknown_issuer"));
+        };
+        let key = issuer.known(outline.kid.as_deref())?;
+        Some(verify_foreign(token, &key, issuer, now))
+    }
+
+    async fn ask(&self, token: &str) -> Result<Arc<Principal>, Rejection> {
+        let outline = outline(token).map_err(Rejection::Invalid)?;
+        if let Some(issuer) = self.issuers.iter().find(|issuer| issuer.options.issuer == outline.issuer) {
+            let key = issuer.key(outline.kid.as_deref()).await?;
+            return verify_foreign(token, &key, issuer, self.clock.now()).map_err(Rejection::Invalid);
+        }
+        // Another instance may have made it a moment ago.
+        let now = self.clock.now();
+        let before = self.asked_at.load(Ordering::Relaxed);
+        let may = now.saturating_sub(before) >= UNKNOWN
+            && self.asked_at.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if may {
+            let _ = self.sync().await;
+        } else {
+            // Somebody asks right now, or did less than a second ago.
+            let _held = self.syncing.lock().await;
+        }
+        match self.verify_known(token, now) {
+            Some(done) => done.map_err(Rejection::Invalid),
+            None if self.synced.load(Ordering::Acquire) => Err(Rejection::Invalid("unknown_key")),
+            // It may be another instance's, made while nobody could tell us.
+            None => Err(Rejection::Unavailable { retry_after: Duration::from_secs(1) }),
+        }
+    }
+
+    /// Publishes our own public keys and those of other instances.
+    pub fn publish(&self) {
+        let (ours, others) = (self.public_keys(), self.others.load());
+        let mut keys = OwnKeys::default();
+        let mut listed = Vec::new();
+        for key in ours.iter().chain(others.iter()) {
+            let Some(verifies) = verifying(&key.public) else { continue };
+            // The first is our own, or the one that holds longest.
+            if keys.by_kid.contains_key(&key.kid) {
+                continue;
+            }
+            keys.by_kid.insert(key.kid.clone(), (verifies, key.until));
+            listed.push(
+                json!({"kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "kid": key.kid, "x": key.public}),
+            );
+        }
+        keys.jwks = serde_json::to_vec(&json!({"keys": listed})).unwrap_or_default().into();
+        let before = self.own.load();
+        let same = before.by_kid.len() == keys.by_kid.len()
+            && keys
+                .by_kid
+                .iter()
+                .all(|(kid, (_, until))| before.by_kid.get(kid).is_some_and(|(_, held)| held == until));
+        if !same {
+            self.own.store(Arc::new(keys));
+            self.generation.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// The public halves of this instance's.
+    pub fn public_keys(&self) -> Vec<Retired> {
+        let options = &self.options;
+        self.signing.load().ring.published(self.clock.now(), options.key_rotation, options.access_lifetime)
+    }
+
+    /// Takes the next key up if it is time to: written first, then published, then used.
+    pub fn rotate(&self) -> Result<bool, IdentityError> {
+        let now = self.clock.now();
+        let held = self.signing.load_full();
+        let Some(after) = held.ring.step(now, self.options.key_rotation, self.options.access_lifetime)? else {
+            return Ok(false);
+        };
+        write_ring(&self.options.keys, &after)?;
+        let changed = after.active.kid != held.ring.active.kid;
+        self.signing.store(Arc::new(Signing::new(after)));
+        Ok(changed)
+    }
+
+    /// An access token.
+    pub fn access_token(
+        &self,
+        account: &super::store::Account,
+        family: &str,
+        now: UnixMillis,
+    ) -> Result<String, IdentityError> {
+        let seconds = now.div_euclid(1000) as f64;
+        let claims = Claims {
+            iss: self.options.issuer.clone(),
+            aud: Several::One(self.options.audience.clone()),
+            sub: account.id.clone(),
+            exp: seconds + self.options.access_lifetime.as_secs() as f64,
+            nbf: None,
+            iat: Some(seconds),
+            name: Some(account.login.clone()),
+            roles: Some(Several::Many(account.roles.iter().map(|role| role.name().to_owned()).collect())),
+            scope: None,
+            sid: Some(family.to_owned()),
+        };
+        let signing = self.signing.load();
+        sign(&claims, &signing.ring.active.kid, &signing.key)
+            .ok_or(IdentityError::Internal("a token could not be signed"))
+    }
+
+    /// Under which an account's failures count.
+    pub fn account_key(&self, name: &str) -> u64 {
+        let mut hasher = SipHasher13::new_with_key(&self.secret);
+        hasher.write(name.as_bytes());
+        hasher.finish()
+    }
+}
+
+fn account(claims: Claims) -> Result<Arc<Principal>, &'static str> {
+    let session = claims.sid.as_deref().ok_or("malformed")?.into();
+    Ok(Arc::new(Principal {
+        expires_at: Some(claims.expires_at()),
+        name: claims.name.unwrap_or_else(|| claims.sub.clone()),
+        roles: claims.roles.map(named).unwrap_or_default(),
+        scopes: vec![],
+        proof: Proof::Account { session },
+        id: claims.sub,
+    }))
+}
+
+fn named(roles: Several) -> Vec<Role> {
+    roles.into_vec().iter().filter_map(|name| Role::parse(name)).collect()
+}
+
+fn verify_foreign(
+    token: &str,
+    key: &VerifyingKey,
+    issuer: &Issuer,
+    now: UnixMillis,
+) -> Result<Arc<Principal>, &'static str> {
+    let options = &issuer.options;
+    let claims = verify(token, key, &options.issuer, &options.audience, now)?;
+    let roles = claims.roles.clone().map(named).unwrap_or_default();
+    Ok(Arc::new(Principal {
+        // Two issuers may have the same subject.
+        id: format!("{}|{}", options.issuer, claims.sub),
+        expires_at: Some(claims.expires_at()),
+        name: claims.name.unwrap_or(claims.sub),
+        roles: roles.into_iter().filter(|role| options.roles.contains(role)).collect(),
+        scopes: claims.scope.map(Several::into_vec).unwrap_or_default(),
+        proof: Proof::Issuer(options.issuer.as_str().into()),
+    }))
+}
+
+fn keys_error(error: std::io::Error) -> IdentityError {
+    IdentityError::Keys(error.to_string())
+}
+
+fn open_ring(folder: &Path, now: UnixMillis) -> Result<Ring, IdentityError> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(keys_error)?;
+    match fs::read(folder.join("keys.json")) {
+        Ok(text) => Ring::read(&text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let ring = Ring::new(now)?;
+            write_ring(folder, &ring)?;
+            Ok(ring)
+        }
+        Err(error) => Err(keys_error(error)),
+    }
+}
+
+/// Whole or not at all, and for nobody else to read.
+fn write_ring(folder: &Path, ring: &Ring) -> Result<(), IdentityError> {
+    let beside = folder.join("keys.json.new");
+    let write = || {
+        let mut options = fs::OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        file.write_all(&ring.write())?;
+        file.sync_all()?;
+        fs::rename(&beside, folder.join("keys.json"))?;
+        fs::File::open(folder)?.sync_all()
+    };
+    write().map_err(keys_error)
+}

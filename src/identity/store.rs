@@ -1,0 +1,481 @@
+//! What is asked of the database: accounts, families of refresh tokens, API keys, and the public halves of signing keys.
+
+use super::api_key::ApiKey;
+use super::error::IdentityError;
+use super::principal::{Role, roles};
+use super::ring::Retired;
+use super::session::{Presented, Verdict};
+use crate::clock::UnixMillis;
+use crate::database::{DatabaseError, Dialect, Row, Session, Value, Work, end};
+
+/// An account, as it is stored.
+#[derive(Clone)]
+pub(super) struct Account {
+    pub id: String,
+    pub login: String,
+    pub email: Option<String>,
+    /// argon2id, in PHC form.
+    pub password: String,
+    pub roles: Vec<Role>,
+    pub created_at: UnixMillis,
+}
+
+const ACCOUNT: &str = "SELECT a.id, a.login, a.email, a.password, a.roles, a.created_at FROM accounts a";
+
+fn account(row: &mut Row) -> Result<Account, DatabaseError> {
+    Ok(Account {
+        id: row.text(0)?,
+        login: row.text(1)?,
+        email: row.optional(2)?,
+        password: row.text(3)?,
+        roles: roles(&row.text(4)?),
+        created_at: row.int(5)?,
+    })
+}
+
+fn role_text(roles: &[Role]) -> Value {
+    Value::text(roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(" "))
+}
+
+fn optional(n: Option<i64>) -> Value {
+    n.map_or(Value::Null, Value::Int)
+}
+
+/// Makes an account.
+pub(super) struct CreateAccount(pub Account);
+
+impl Work for CreateAccount {
+    type Done = ();
+    type Error = IdentityError;
+
+    fn writes(&self) -> bool {
+        true
+    }
+
+    async fn run<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<(), IdentityError> {
+        let Account { id, login, email, password, roles, .. } = &self.0;
+        let email = email.as_ref().map_or(Value::Null, Value::text);
+        let values =
+            vec![Value::text(id), Value::text(login), email, Value::text(password), role_text(roles), Value::Int(now)];
+        let sql = "INSERT INTO accounts (id, login, email, password, roles, created_at) VALUES (?, ?, ?, ?, ?, ?)";
+        s.rows(sql, values).await?;
+        Ok(())
+    }
+}
+
+/// How an account is found.
+pub(super) enum By {
+    /// By its name, or by its e-mail if it has an `@`.
+    Login(String),
+    Id(String),
+}
+
+/// Finds an account.
+pub(super) struct FindAccount(pub By);
+
+impl Work for FindAccount {
+    type Done = Option<Account>;
+    type Error = IdentityError;
+
+    fn writes(&self) -> bool {
+        false
+    }
+
+    async fn run<S: Session>(&self, s: &mut S, _: UnixMillis) -> Result<Option<Account>, IdentityError> {
+        let (column, value) = match &self.0 {
+            By::Login(login) if login.contains('@') => ("email", login),
+            By::Login(login) => ("login", login),
+            By::Id(id) => ("id", id),
+        };
+        let sql = format!("{ACCOUNT} WHERE a.{column} = ?");
+        Ok(s.rows(&sql, vec![Value::text(value)]).await?.first_mut().map(account).transpose()?)
+    }
+}
+
+/// Whether somebody logged into an account from a network before.
+pub(super) struct IsKnown {
+    pub account: String,
+    /// Its hash.
+    pub network: String,
+}
+
+impl Work for IsKnown {
+    type Done = bool;
+    type Error = IdentityError;
+
+    fn writes(&self) -> bool {
+        false
+    }
+
+    async fn run<S: Session>(&self, s: &mut S, _: UnixMillis) -> Result<bool, IdentityError> {
+        let sql = "SELECT id FROM token_families WHERE account_id = ? AND network = ? LIMIT 1";
+        Ok(!s.rows(sql, vec![Value::text(&self.account), Value::text(&self.network)]).await?.is_empty())
+    }
+}
+
+/// Changes a column of an account; whether there is one.
+pub(super) enum ChangeAccount {
+    /// A new hash, if it still has the old one.
+    Password {
+        id: String,
+        old: String,
+        new: String,
+    },
+    Roles {
+        login: String,
+        roles: Vec<Role>,
+    },
+}
+
+impl Work for ChangeAccount {
+    type Done = bool;
+    type Error = IdentityError;
+
+    fn writes(&self) -> bool {
+        true
+    }
+
+    async fn run<S: Session>(&self, s: &mut S, _: UnixMillis) -> Result<bool, IdentityError> {
+        s.begin().await?;
+        let done = self.change(s).await;
+        end(s, done).await
+    }
+}
+
+impl ChangeAccount {
+    async fn change<S: Session>(&self, s: &mut S) -> Result<bool, IdentityError> {
+        match self {
+            Self::Password { id, old, new } => {
+                let values = vec![Value::text(new), Value::text(id), Value::text(old)];
+                s.rows("UPDATE accounts SET password = ? WHERE id = ? AND password = ?", values).await?;
+                Ok(true)
+            }
+            Self::Roles { login, roles } => {
+                let there = s.rows("SELECT id FROM accounts WHERE login = ?", vec![Value::text(login)]).await?;
+                let values = vec![role_text(roles), Value::text(login)];
+                s.rows("UPDATE accounts SET roles = ? WHERE login = ?", values).await?;
+                Ok(!there.is_empty())
+            }
+        }
+    }
+}
+
+/// Begins a family with its first token.
+pub(super) struct Begin {
+    pub family: String,
+    pub account: String,
+    pub network: String,
+    pub hash: String,
+    pub expires_at: UnixMillis,
+    pub family_expires_at: UnixMillis,
+}
+
+impl Work for Begin {
+    type Done = ();
+    type Error = IdentityError;
+
+    fn writes(&self) -> bool {
+        true
+    }
+
+    async fn run<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<(), IdentityError> {
+        s.begin().await?;
+        let done = self.begin(s, now).await;
+        end(s, done).await
+    }
+}
+
+impl Begin {
+    async fn begin<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<(), IdentityError> {
+        let sql = "INSERT INTO token_families (id, account_id, network, created_at, expires_at) VALUES (?, ?, ?, ?, ?)";
+        let values = vec![
+            Value::text(&self.family),
+            Value::text(&self.account),
+            Value::text(&self.network),
+            Value::Int(now),
+            Value::Int(self.family_expires_at),
+        ];
+        s.rows(sql, values).await?;
+        insert_token(s, &self.hash, &self.family, self.expires_at, now).await
+    }
+}
+
+async fn insert_token<S: Session>(
+    s: &mut S,
+    hash: &str,
+    family: &str,
+    expires_at: UnixMillis,
+    now: UnixMillis,
+) -> Result<(), IdentityError> {
+    let sql = "INSERT INTO refresh_tokens (hash, family_id, created_at, expires_at) VALUES (?, ?, ?, ?)";
+    s.rows(sql, vec![Value::text(hash), Value::text(family), Value::Int(now), Value::Int(expires_at)]).await?;
+    Ok(())
+}
+
+async fn revoke<S: Session>(s: &mut S, family: &str, now: UnixMillis) -> Result<(), IdentityError> {
+    let sql = "UPDATE token_families SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL";
+    s.rows(sql, vec![Value::Int(now), Value::text(family)]).await?;
+    Ok(())
+}
+
+/// Uses a token.
+pub(super) struct Rotate {
+    pub hash: String,
+    /// Of the next one.
+    pub next: String,
+    pub lifetime: i64,
+}
+
+/// What came of it.
+pub(super) enum Rotated {
+    /// The next token holds until then.
+    Next { account: Box<Account>, family: String, expires_at: UnixMillis },
+    /// There is none.
+    Dead,
+    /// It was used before, and its family is revoked now.
+    Reused,
+}
+
+impl Work for Rotate {
+    type Done = Rotated;
+    type Error = IdentityError;
+
+    fn writes(&self) -> bool {
+        true
+    }
+
+    async fn run<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<Rotated, IdentityError> {
+        s.begin().await?;
+        let done = self.rotate(s, now).await;
+        end(s, done).await
+    }
+}
+
+impl Rotate {
+    async fn rotate<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<Rotated, IdentityError> {
+        // All that happens to a family happens one after another.
+        let lock = if S::DIALECT == Dialect::Sqlite { "" } else { " FOR UPDATE" };
+        let sql = format!(
+            "SELECT f.id, f.account_id, f.revoked_at, f.expires_at, t.used_at, t.expires_at, t.created_at \
+             FROM refresh_tokens t JOIN token_families f ON f.id = t.family_id WHERE t.hash = ?{lock}"
+        );
+        let mut rows = s.rows(&sql, vec![Value::text(&self.hash)]).await?;
+        let Some(row) = rows.first_mut() else { return Ok(Rotated::Dead) };
+        let (family, owner) = (row.text(0)?, row.text(1)?);
+        let mut token = Presented {
+            family_revoked: row.optional_int(2)?.is_some(),
+            family_expires_at: row.int(3)?,
+            used_at: row.optional_int(4)?,
+            expires_at: row.int(5)?,
+            successor_used: false,
+        };
+        if let Some(used_at) = token.used_at {
+            let sql = "SELECT hash FROM refresh_tokens WHERE family_id = ? AND created_at >= ? AND used_at >= ? \
+                       AND hash <> ? LIMIT 1";
+            let values = vec![Value::text(&family), Value::Int(used_at), Value::Int(used_at), Value::text(&self.hash)];
+            token.successor_used = !s.rows(sql, values).await?.is_empty();
+        }
+        match token.judge(now) {
+            Verdict::Dead => return Ok(Rotated::Dead),
+            Verdict::Reused => {
+                revoke(s, &family, now).await?;
+                return Ok(Rotated::Reused);
+            }
+            Verdict::Rotate => {
+                let values = vec![Value::Int(now), Value::text(&self.hash)];
+                s.rows("UPDATE refresh_tokens SET used_at = ? WHERE hash = ?", values).await?;
+            }
+            Verdict::Again => {
+                // As if long ago: what was given out before and comes now is one too many.
+                let sql = "UPDATE refresh_tokens SET used_at = 0 WHERE family_id = ? AND used_at IS NULL";
+                s.rows(sql, vec![Value::text(&family)]).await?;
+            }
+        }
+        let sql = format!("{ACCOUNT} WHERE a.id = ?");
+        let owner = s.rows(&sql, vec![Value::text(&owner)]).await?.first_mut().map(account).transpose()?;
+        let Some(owner) = owner else { return Ok(Rotated::Dead) };
+        let expires_at = now.saturating_add(self.lifetime).min(token.family_expires_at);
+        insert_token(s, &self.next, &family, expires_at, now).await?;
+        Ok(Rotated::Next { account: Box::new(owner), family, expires_at })
+    }
+}
+
+/// Ends the family of a token, or a family.
+pub(super) enum Revoke {
+    Token(String),
+    Family(String),
+}
+
+impl Work for Revoke {
+    type Done = ();
+    type Error = IdentityError;
+
+    fn writes(&self) -> bool {
+        true
+    }
+
+    async fn run<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<(), IdentityError> {
+        match self {
+            Self::Family(family) => revoke(s, family, now).await,
+            Self::Token(hash) => {
+                let sql = "SELECT family_id FROM refresh_tokens WHERE hash = ?";
+                match s.rows(sql, vec![Value::text(hash)]).await?.first_mut() {
+                    Some(row) => revoke(s, &row.text(0)?, now).await,
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+/// Forgets families with their tokens, single tokens, and signing keys, that have ended.
+pub(super) struct Purge;
+
+impl Work for Purge {
+    type Done = ();
+    type Error = IdentityError;
+
+    fn writes(&self) -> bool {
+        true
+    }
+
+    async fn run<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<(), IdentityError> {
+        s.rows("DELETE FROM token_families WHERE expires_at < ?", vec![Value::Int(now)]).await?;
+        s.rows("DELETE FROM refresh_tokens WHERE expires_at < ?", vec![Value::Int(now)]).await?;
+        s.rows("DELETE FROM signing_keys WHERE expires_at < ?", vec![Value::Int(now)]).await?;
+        Ok(())
+    }
+}
+
+/// Stores an API key.
+pub(super) struct StoreKey(pub ApiKey);
+
+impl Work for StoreKey {
+    type Done = ();
+    type Error = IdentityError;
+
+    fn writes(&self) -> bool {
+        true
+    }
+
+    async fn run<S: Session>(&self, s: &mut S, _: UnixMillis) -> Result<(), IdentityError> {
+        let key = &self.0;
+        let values = vec![
+            Value::text(&key.id),
+            Value::text(&key.name),
+            Value::text(&key.hash),
+            Value::text(key.scopes.join(" ")),
+            Value::Int(key.created_at),
+            optional(key.expires_at),
+        ];
+        let sql = "INSERT INTO api_keys (id, name, hash, scopes, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)";
+        s.rows(sql, values).await?;
+        Ok(())
+    }
+}
+
+/// Revokes one; whether there is one.
+pub(super) struct RevokeKey(pub String);
+
+impl Work for RevokeKey {
+    type Done = bool;
+    type Error = IdentityError;
+
+    fn writes(&self) -> bool {
+        true
+    }
+
+    async fn run<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<bool, IdentityError> {
+        let there = s.rows("SELECT id FROM api_keys WHERE id = ?", vec![Value::text(&self.0)]).await?;
+        let sql = "UPDATE api_keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL";
+        s.rows(sql, vec![Value::Int(now), Value::text(&self.0)]).await?;
+        Ok(!there.is_empty())
+    }
+}
+
+/// What tells whether API keys have changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark(u64, Option<i64>, u64, Option<i64>);
+
+/// All API keys, if they are not as they were.
+pub(super) struct ChangedKeys(pub Option<Mark>);
+
+impl Work for ChangedKeys {
+    type Done = Option<(Mark, Vec<ApiKey>)>;
+    type Error = IdentityError;
+
+    fn writes(&self) -> bool {
+        false
+    }
+
+    async fn run<S: Session>(&self, s: &mut S, _: UnixMillis) -> Result<Self::Done, IdentityError> {
+        // First the mark: what changes after it is seen the next time.
+        let sql = "SELECT COUNT(*), MAX(created_at), COUNT(revoked_at), MAX(revoked_at) FROM api_keys";
+        let mut rows = s.rows(sql, vec![]).await?;
+        let row = rows.first_mut().ok_or(DatabaseError::Corrupt("a count is missing"))?;
+        let mark = Mark(row.whole(0)?, row.optional_int(1)?, row.whole(2)?, row.optional_int(3)?);
+        if self.0 == Some(mark) {
+            return Ok(None);
+        }
+        let sql =
+            "SELECT id, name, hash, scopes, created_at, expires_at, revoked_at FROM api_keys ORDER BY created_at, id";
+        let mut keys = Vec::new();
+        for mut row in s.rows(sql, vec![]).await? {
+            keys.push(ApiKey {
+                id: row.text(0)?,
+                name: row.text(1)?,
+                hash: row.text(2)?,
+                scopes: row.text(3)?.split_ascii_whitespace().map(str::to_owned).collect(),
+                created_at: row.int(4)?,
+                expires_at: row.optional_int(5)?,
+                revoked_at: row.optional_int(6)?,
+            });
+        }
+        Ok(Some((mark, keys)))
+    }
+}
+
+/// Publishes the public halves of our signing keys.
+pub(super) struct PublishKeys(pub Vec<Retired>);
+
+impl Work for PublishKeys {
+    type Done = ();
+    type Error = IdentityError;
+
+    fn writes(&self) -> bool {
+        true
+    }
+
+    async fn run<S: Session>(&self, s: &mut S, _: UnixMillis) -> Result<(), IdentityError> {
+        let behind = match S::DIALECT {
+            Dialect::MySql => "ON DUPLICATE KEY UPDATE expires_at = VALUES(expires_at)",
+            Dialect::Sqlite | Dialect::Postgres => "ON CONFLICT (kid) DO UPDATE SET expires_at = excluded.expires_at",
+        };
+        let sql = format!("INSERT INTO signing_keys (kid, public_key, expires_at) VALUES (?, ?, ?) {behind}");
+        for key in &self.0 {
+            s.rows(&sql, vec![Value::text(&key.kid), Value::text(&key.public), Value::Int(key.until)]).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Those of all instances.
+pub(super) struct AllKeys;
+
+impl Work for AllKeys {
+    type Done = Vec<Retired>;
+    type Error = IdentityError;
+
+    fn writes(&self) -> bool {
+        false
+    }
+
+    async fn run<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<Vec<Retired>, IdentityError> {
+        let sql = "SELECT kid, public_key, expires_at FROM signing_keys WHERE expires_at > ? ORDER BY expires_at DESC LIMIT 1000";
+        let mut keys = Vec::new();
+        for mut row in s.rows(sql, vec![Value::Int(now)]).await? {
+            keys.push(Retired { kid: row.text(0)?, public: row.text(1)?, until: row.int(2)? });
+        }
+        Ok(keys)
+    }
+}

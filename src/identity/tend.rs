@@ -1,0 +1,123 @@
+//! What is done in the background: keys take turns, what others changed is read, and what has ended is forgotten.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::api_key::Keys;
+use super::error::IdentityError;
+use super::issuers::Issuer;
+use super::service::{Identity, Inner};
+use super::store::{AllKeys, ChangedKeys, PublishKeys, Purge};
+use crate::clock::{HOUR, UnixMillis};
+
+/// How often an issuer's schedule is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+pub(super) fn start(inner: &Arc<Inner>) {
+    let stopping = || inner.stopping.subscribe();
+    let issuers = inner.issuers.iter().map(|issuer| tokio::spawn(tend_issuer(Arc::downgrade(issuer), stopping())));
+    let mut tasks: Vec<_> = issuers.collect();
+    tasks.push(tokio::spawn(tend(Arc::downgrade(inner), stopping())));
+    *inner.tasks.lock() = tasks;
+}
+
+/// Waits; whether to go on.
+async fn pause(span: Duration, stopping: &mut watch::Receiver<bool>) -> bool {
+    // Who is gone does not say stop any more, and there is nothing left to tend.
+    tokio::time::timeout(span, stopping.wait_for(|stop| *stop)).await.is_err()
+}
+
+async fn tend_issuer(issuer: Weak<Issuer>, mut stopping: watch::Receiver<bool>) {
+    while let Some(issuer) = issuer.upgrade() {
+        issuer.tend().await;
+        drop(issuer);
+        if !pause(LOOK, &mut stopping).await {
+            return;
+        }
+    }
+}
+
+async fn tend(weak: Weak<Inner>, mut stopping: watch::Receiver<bool>) {
+    let mut purged_at = UnixMillis::MIN / 2;
+    let mut well = true;
+    while let Some(inner) = weak.upgrade() {
+        match inner.rotate() {
+            Ok(true) => log::info!("identity: the next signing key is in use"),
+            Ok(false) => {}
+            Err(error) => log::error!("identity: {error}; the old one is used on"),
+        }
+        // Whatever becomes of the rest, ours are known here.
+        inner.publish();
+        if inner.database.is_ready() {
+            let now = inner.clock.now();
+            let mut done = inner.sync().await;
+            if done.is_ok() && now.saturating_sub(purged_at) >= HOUR {
+                done = inner.database.run(Purge).await;
+                purged_at = now;
+            }
+            match &done {
+                Err(error) if well => log::warn!("identity: {error}; keys are used as they were read last"),
+                Ok(()) if !well => log::info!("identity: the database can be read again"),
+                _ => {}
+            }
+            well = done.is_ok();
+        }
+        let wait = inner.options.refresh_interval.min(inner.options.key_rotation / 4);
+        drop(inner);
+        if !pause(wait, &mut stopping).await {
+            return;
+        }
+    }
+}
+
+impl Inner {
+    /// Hands our public keys to the other instances, and takes theirs and the API keys.
+    pub async fn sync(&self) -> Result<(), IdentityError> {
+        let _one = self.syncing.lock().await;
+        let done = self.sync_alone().await;
+        self.synced.store(done.is_ok(), Ordering::Release);
+        done
+    }
+
+    async fn sync_alone(&self) -> Result<(), IdentityError> {
+        let ours = self.public_keys();
+        let all = self.database.run(AllKeys).await?;
+        let missing: Vec<_> = ours.into_iter().filter(|key| !all.contains(key)).collect();
+        if !missing.is_empty() {
+            self.database.run(PublishKeys(missing)).await?;
+        }
+        self.others.store(Arc::new(all));
+        self.publish();
+        let mark = *self.mark.lock();
+        if let Some((mark, keys)) = self.database.run(ChangedKeys(mark)).await? {
+            self.api_keys.store(Some(Arc::new(Keys::new(keys))));
+            *self.mark.lock() = Some(mark);
+        }
+        Ok(())
+    }
+}
+
+impl Identity {
+    /// Ends what is done in the background, before the database is closed.
+    pub async fn stop(&self, deadline: Duration) {
+        self.inner.stopping.send_replace(true);
+        let tasks = std::mem::take(&mut *self.inner.tasks.lock());
+        let all = async {
+            for task in tasks {
+                let _ = task.await;
+            }
+        };
+        if tokio::time::timeout(deadline, all).await.is_err() {
+            log::warn!("drain: the refreshing of keys did not end in time");
+        }
+    }
+
+    /// Waits until what others made is read, at most so long; whether it is.
+    pub async fn ready(&self, limit: Duration) -> bool {
+        let sync = async { self.inner.database.ready(limit).await && self.inner.sync().await.is_ok() };
+        tokio::time::timeout(limit, sync).await.unwrap_or(false)
+    }
+}
