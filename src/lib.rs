@@ -28,6 +28,12 @@
 //! [`stream`] has two further readers of the journal: one hands on events, one the numbers of the windows they touched. Their
 //! cursors lie in Kafka, in the transaction of what they stand for.
 //!
+//! # The path of a token
+//!
+//! `http::client::User` (or `Operator`) hands the `Authorization` headers to [`identity::Identity::recognise`], which verifies
+//! with keys that are published in this process: ours, those of other instances, those of other issuers, and API keys. Only a key
+//! that nobody knows yet makes a request wait, for one question that all of them share.
+//!
 //! # The path of a proxied request
 //!
 //! ```text
@@ -58,10 +64,13 @@ pub mod catalog;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod control;
+pub mod database;
 pub mod diagnostics;
 pub mod event;
 pub mod gateway;
 pub mod http;
+pub mod identity;
 pub mod journal;
 pub mod lifecycle;
 pub mod redis;

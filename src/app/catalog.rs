@@ -8,6 +8,7 @@ use anyhow::Context;
 use super::Core;
 use crate::cache;
 use crate::catalog::{CatalogHandle, Store};
+use crate::database::Database;
 
 /// How long a warm-up waits for what it needs.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -17,9 +18,9 @@ const CONNECT: Duration = Duration::from_secs(2);
 const TABLES: Duration = Duration::from_secs(5);
 
 /// Starts it. The database may be away: then what needs it answers 503 until it is back.
-pub async fn start(core: &Core) -> anyhow::Result<CatalogHandle> {
+pub async fn start(core: &Core, database: Database) -> anyhow::Result<CatalogHandle> {
     let config = &core.config;
-    let store = Store::new(&config.catalog, core.clock.clone()).context("catalog.url")?;
+    let store = Store::on(database);
     let cache = cache::start(config.cache.clone(), core.clock.clone()).context("cannot start the cache")?;
     let base = config.cache.types.iter().find(|kind| kind.name == "product_detail").map(|kind| kind.lifetime);
     let base = base.context("the cache has no type product_detail")?;

@@ -2,6 +2,7 @@
 
 mod catalog;
 mod gateway;
+mod identity;
 pub mod lock;
 
 use std::net::{SocketAddr, TcpListener};
@@ -16,8 +17,11 @@ use crate::catalog::CatalogHandle;
 use crate::catalog::popularity::{self, PopularityHandle};
 use crate::clock::{Clock, Stopwatch};
 use crate::config::Config;
+use crate::control::Control;
+use crate::database::Database;
 use crate::event::visitor::Salts;
 use crate::http;
+use crate::identity::Identity;
 use crate::journal::{self, Journal};
 use crate::lifecycle::{Lifecycle, Phase, on_hangup, stop_signal};
 use crate::stats::{self, StatsHandle};
@@ -169,11 +173,30 @@ const TAKE_UP: Duration = Duration::from_millis(100);
 pub struct App {
     core: Core,
     catalog: CatalogHandle,
+    identity: Identity,
     lifecycle: Lifecycle,
     address: SocketAddr,
     server: ServerHandle,
     serving: JoinHandle<std::io::Result<()>>,
     front: Option<Front>,
+    control: Control,
+    admin: Option<Admin>,
+}
+
+/// The admin API while it is served.
+struct Admin {
+    address: SocketAddr,
+    server: ServerHandle,
+}
+
+impl Admin {
+    fn serve(application: &http::Application, listener: TcpListener, control: Control) -> anyhow::Result<Self> {
+        let address = listener.local_addr()?;
+        let server = application.admin(listener, control)?;
+        let handle = server.handle();
+        actix_web::rt::spawn(server);
+        Ok(Self { address, server: handle })
+    }
 }
 
 impl App {
@@ -184,10 +207,19 @@ impl App {
             .with_context(|| format!("server.listen: cannot listen on {}", config.listen))?;
         let address = listener.local_addr()?;
         let front = gateway::listen(&config.gateway)?;
+        let admin = match config.admin.listen {
+            Some(at) => Some(TcpListener::bind(at).with_context(|| {
+                format!("admin.listen: cannot listen on {at}; set another address, or none (\"\") for no admin API")
+            })?),
+            None => None,
+        };
         let mut lock = DataLock::acquire(&config.data)?;
         lock.describe(&format!("process {} at http://{address}", std::process::id()))?;
         let core = Core::open(config, clock, lock).await?;
-        let catalog = catalog::start(&core).await?;
+        let database = Database::new(&core.config.catalog, core.clock.clone())
+            .map_err(|error| anyhow::anyhow!("catalog.url: the database {error}"))?;
+        let catalog = catalog::start(&core, database.clone()).await?;
+        let identity = identity::start(&core, database).await?;
         let lifecycle = Lifecycle::default();
         let registry = prometheus::Registry::new();
         let gateway = gateway::start(&core, front.is_some(), &registry)?;
@@ -199,10 +231,16 @@ impl App {
             stats: core.stats.clone(),
             stream: core.stream.clone(),
             catalog: catalog.clone(),
+            identity: identity.clone(),
             gateway: gateway.clone(),
             lifecycle: lifecycle.clone(),
         };
+        let control = Control::start(core.config.clone(), gateway.clone(), core.config.admin, core.clock.clone())?;
         let application = http::Application::new(state, registry)?;
+        let admin = match admin {
+            Some(listener) => Some(Admin::serve(&application, listener, control.clone())?),
+            None => None,
+        };
         let server = application.server(listener)?;
         let handle = server.handle();
         let serving = actix_web::rt::spawn(server);
@@ -211,7 +249,7 @@ impl App {
             _ => None,
         };
         lifecycle.enter(Phase::Ready);
-        Ok(Self { core, catalog, lifecycle, address, server: handle, serving, front })
+        Ok(Self { core, catalog, identity, lifecycle, address, server: handle, serving, front, control, admin })
     }
 
     /// Where it listens.
@@ -227,6 +265,16 @@ impl App {
     /// Where the gateway takes HTTPS, if it does.
     pub fn gateway_tls_address(&self) -> Option<SocketAddr> {
         self.front.as_ref()?.tls
+    }
+
+    /// Where the admin API is, if it is anywhere.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(|admin| admin.address)
+    }
+
+    /// What steers it.
+    pub fn control(&self) -> &Control {
+        &self.control
     }
 
     /// The gateway, if there is one.
@@ -256,6 +304,9 @@ impl App {
                 println!("  gateway    {scheme}://{at}");
             }
         }
+        if let Some(at) = self.admin_address() {
+            println!("  admin      http://{at}");
+        }
         println!("  dashboard  http://{host}/dashboard");
         println!("  tracker    <script defer src=\"http://{host}/tracker.js\"></script>");
         println!("  API        http://{host}/docs/");
@@ -263,12 +314,20 @@ impl App {
 
     /// Serves until SIGTERM or SIGINT, then drains.
     pub async fn run_until_signal(mut self) -> anyhow::Result<()> {
-        let gateway = self.gateway().cloned();
+        let (gateway, control) = (self.gateway().cloned(), self.control.clone());
         on_hangup(move || {
             if let Some(log) = gateway.as_ref().and_then(|gateway| gateway.access_log()) {
                 log.reopen();
                 log::info!("SIGHUP: the access log is opened anew");
             }
+            let control = control.clone();
+            tokio::spawn(async move {
+                match control.reload("SIGHUP").await {
+                    Ok(applied) if applied.changes.is_empty() => log::info!("SIGHUP: the config is as it was"),
+                    Ok(_) => {}
+                    Err(error) => log::error!("SIGHUP: the config is not taken:\n{error}"),
+                }
+            });
         })?;
         let signal = tokio::select! {
             signal = stop_signal() => signal?,
@@ -313,8 +372,12 @@ impl App {
             }
         };
         tokio::join!(server, front);
+        if let Some(admin) = &self.admin {
+            admin.server.stop(true).await;
+        }
         log::info!("drain: requests are finished after {} ms", phase.elapsed().as_millis());
         let phase = Stopwatch::start();
+        self.identity.stop(deadline.saturating_sub(whole.elapsed())).await;
         catalog::stop(&self.catalog, deadline.saturating_sub(whole.elapsed())).await;
         log::info!("drain: the catalogue is closed after {} ms", phase.elapsed().as_millis());
         self.core.close_within(deadline.saturating_sub(whole.elapsed())).await?;

@@ -66,7 +66,7 @@ pub async fn migrate(config: Config) -> anyhow::Result<ExitCode> {
     for name in &applied {
         println!("applied {name}");
     }
-    println!("the catalogue's tables in {} are up to date", store.database());
+    println!("the tables in {} are up to date", store.database().name());
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,10 +1,12 @@
-//! The command line: `serve` (the default), `check`, `import`, `export`, `audit`, `drain`, `tail`, `catalog`,
+//! The command line: `serve` (the default), `check`, `import`, `export`, `audit`, `drain`, `tail`, `catalog`, `key`, `user`,
 //! `migrate`.
 
 mod catalog;
+mod config;
 mod drain;
 mod export;
 mod import;
+mod key;
 mod tail;
 mod target;
 
@@ -56,7 +58,13 @@ enum Command {
     Drain(drain::DrainArgs),
     /// Fill the catalogue of products.
     Catalog(catalog::CatalogArgs),
-    /// Bring the catalogue's tables up to date; the server does so too when it starts.
+    /// Show and change the config of a running server, and go back.
+    Config(config::ConfigArgs),
+    /// Make, show and end API keys.
+    Key(key::KeyArgs),
+    /// Give accounts their roles.
+    User(key::UserArgs),
+    /// Bring the database's tables up to date; the server does so too when it starts.
     Migrate,
     /// Show the records of a Kafka topic as they come.
     Tail(tail::TailArgs),
@@ -154,6 +162,18 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Catalog(args)) => {
             let config = load(&data(&cli.serve, &args.data))?;
             in_system(&config.clone(), catalog::run(config, args))
+        }
+        Some(Command::Config(args)) => {
+            start_log("warn")?;
+            actix_web::rt::System::new().block_on(config::run(load(&cli.serve), args))
+        }
+        Some(Command::Key(args)) => {
+            let config = load(&data(&cli.serve, &args.data))?;
+            in_system(&config.clone(), key::run(config, args))
+        }
+        Some(Command::User(args)) => {
+            let config = load(&data(&cli.serve, &args.data))?;
+            in_system(&config.clone(), key::user(config, args))
         }
         Some(Command::Migrate) => {
             let config = load(&cli.serve)?;

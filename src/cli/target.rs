@@ -62,7 +62,8 @@ pub struct Server {
 }
 
 impl Server {
-    fn new(url: &str, key: Option<String>) -> Self {
+    /// At this address.
+    pub fn new(url: &str, key: Option<String>) -> Self {
         let client = Client::builder().timeout(std::time::Duration::from_secs(60)).finish();
         Self { url: url.trim_end_matches('/').to_owned(), key, client }
     }

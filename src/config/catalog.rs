@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::raw::section;
 use super::units::{Hidden, Span};
-use crate::catalog::{CatalogOptions, Database};
+use crate::database::{Address, DatabaseOptions};
 
 section! {
     /// `[catalog]`
@@ -38,7 +38,7 @@ section! {
 
 /// Checks what the types cannot; every mistake goes to `bad` with its key. The address is not repeated in messages, as it may
 /// hold a password.
-pub(super) fn validate(raw: &Catalog, data: &Path, bad: &mut impl FnMut(&str, String)) -> CatalogOptions {
+pub(super) fn validate(raw: &Catalog, data: &Path, bad: &mut impl FnMut(&str, String)) -> DatabaseOptions {
     let mut finite = |key: &str, span: Span, least: u64| match span.0 {
         Some(span) if span >= Duration::from_millis(least) => span,
         _ => {
@@ -67,12 +67,12 @@ pub(super) fn validate(raw: &Catalog, data: &Path, bad: &mut impl FnMut(&str, St
     let password = read("catalog.password_file", &raw.password_file);
     let password = password.map(|text| text.trim_end_matches(['\n', '\r']).to_owned());
     let ca = read("catalog.ca_file", &raw.ca_file);
-    let database = database(&raw.url.0, password, data).unwrap_or_else(|message| {
+    let address = address(&raw.url.0, password, data).unwrap_or_else(|message| {
         bad("catalog.url", message);
-        Database::Sqlite(data.join("catalog.db"))
+        Address::Sqlite(data.join("catalog.db"))
     });
-    CatalogOptions {
-        database,
+    DatabaseOptions {
+        address,
         ca: ca.map(String::into_bytes),
         pool_size: raw.pool_size.clamp(1, 1000),
         pool_queue: raw.pool_queue,
@@ -82,12 +82,12 @@ pub(super) fn validate(raw: &Catalog, data: &Path, bad: &mut impl FnMut(&str, St
     }
 }
 
-fn database(url: &str, password: Option<String>, data: &Path) -> Result<Database, String> {
+fn address(url: &str, password: Option<String>, data: &Path) -> Result<Address, String> {
     if url.is_empty() {
-        return Ok(Database::Sqlite(data.join("catalog.db")));
+        return Ok(Address::Sqlite(data.join("catalog.db")));
     }
     match url.split_once("://") {
-        Some(("sqlite", path)) if !path.is_empty() => Ok(Database::Sqlite(PathBuf::from(path))),
+        Some(("sqlite", path)) if !path.is_empty() => Ok(Address::Sqlite(PathBuf::from(path))),
         Some(("postgres" | "postgresql", _)) => {
             let mut to = tokio_postgres::Config::from_str(url).map_err(|_| {
                 String::from("it is no address like postgres://user:password@db.example:5432/shop?sslmode=require")
@@ -98,7 +98,7 @@ fn database(url: &str, password: Option<String>, data: &Path) -> Result<Database
             if to.get_hosts().is_empty() {
                 return Err(String::from("it names no host"));
             }
-            Ok(Database::Postgres(Box::new(to)))
+            Ok(Address::Postgres(Box::new(to)))
         }
         Some(("mysql", _)) => {
             let opts = mysql_async::Opts::from_url(url).map_err(|_| {
@@ -112,7 +112,7 @@ fn database(url: &str, password: Option<String>, data: &Path) -> Result<Database
             if with.is_some() {
                 builder = builder.pass(with);
             }
-            Ok(Database::MySql(Box::new(builder.into())))
+            Ok(Address::MySql(Box::new(builder.into())))
         }
         _ => Err(String::from(
             "an address must be like sqlite://shop.db, postgres://user@host/shop or mysql://user@host/shop",
@@ -131,28 +131,27 @@ mod tests {
         found
     }
 
-    fn options(text: &str) -> CatalogOptions {
+    fn options(text: &str) -> DatabaseOptions {
         let raw: Catalog = toml::from_str(text).unwrap();
         validate(&raw, Path::new("data"), &mut |key, message| panic!("{key}: {message}"))
     }
 
     #[test]
     fn the_address_picks_the_database() {
-        let Database::Sqlite(path) = options("").database else { panic!("no SQLite") };
+        let Address::Sqlite(path) = options("").address else { panic!("no SQLite") };
         assert_eq!(path, Path::new("data/catalog.db"));
-        let Database::Sqlite(path) = options("url = \"sqlite:///var/shop.db\"").database else { panic!("no SQLite") };
+        let Address::Sqlite(path) = options("url = \"sqlite:///var/shop.db\"").address else { panic!("no SQLite") };
         assert_eq!(path, Path::new("/var/shop.db"));
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("password");
         std::fs::write(&file, "p@ss/word\n").unwrap();
         let file = format!("password_file = \"{}\"", file.display());
-        let Database::Postgres(to) = options(&format!("url = \"postgres://u@h/d?sslmode=require\"\n{file}")).database
+        let Address::Postgres(to) = options(&format!("url = \"postgres://u@h/d?sslmode=require\"\n{file}")).address
         else {
             panic!("no PostgreSQL")
         };
         assert_eq!(to.get_password(), Some(&b"p@ss/word"[..]));
-        let Database::MySql(to) = options(&format!("url = \"mysql://u@h:1/d?require_ssl=true\"\n{file}")).database
-        else {
+        let Address::MySql(to) = options(&format!("url = \"mysql://u@h:1/d?require_ssl=true\"\n{file}")).address else {
             panic!("no MySQL")
         };
         assert_eq!((to.pass(), to.ssl_opts().is_some()), (Some("p@ss/word"), true));

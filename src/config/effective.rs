@@ -131,11 +131,8 @@ fn mask_value(key: &str, value: &mut Value) {
     match value {
         Value::Table(table) => mask(table, key),
         Value::Array(list) => list.iter_mut().for_each(|value| mask_value(key, value)),
-        Value::String(text) if is_secret(key) => {
-            if !text.is_empty() {
-                *text = HIDDEN.to_owned();
-            }
-        }
+        Value::String(text) if text.is_empty() => {}
+        Value::String(text) if is_secret(key) => *text = HIDDEN.to_owned(),
         Value::String(text) => *text = without_password(text),
         other if is_secret(key) => *other = Value::String(HIDDEN.to_owned()),
         _ => {}

@@ -1,5 +1,6 @@
 //! `[gateway]`: what stands behind the gateway and who may pass, as it is written, and what becomes of it.
 
+mod canary;
 mod limits;
 mod listen;
 mod routes;
@@ -25,6 +26,7 @@ use super::raw::section;
 use super::units::{Bytes, Hidden, Span};
 use crate::gateway::options::GatewayOptions;
 
+pub use canary::Canary;
 pub use limits::{Limit, Limiter, LimiterRedis};
 pub use routes::{Cors, Fallback, Route};
 pub use upstreams::{Breaker, Consul, Etcd, Health, Target, Tls, Upstream, Window};

@@ -2,10 +2,12 @@
 //!
 //! Errors say where (file and line, or the variable), which key, what is wrong, and what to write instead.
 
+pub mod admin;
 pub mod cache;
 mod catalog;
 pub mod effective;
 pub mod gateway;
+mod identity;
 pub mod popularity;
 pub mod raw;
 mod redis;
@@ -23,13 +25,15 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::cache::CacheOptions;
-use crate::catalog::CatalogOptions;
 use crate::catalog::popularity::PopularityOptions;
+use crate::database::DatabaseOptions;
 use crate::event::intake::{PrivacyPolicy, Rules, is_site};
 use crate::gateway::options::GatewayOptions;
+use crate::identity::IdentityOptions;
 use crate::journal::JournalOptions;
 use crate::stats::{Retention, SharedOptions, StatsOptions};
 use crate::stream::StreamOptions;
+use admin::AdminOptions;
 use effective::Effective;
 use raw::RawConfig;
 use units::Span;
@@ -87,13 +91,17 @@ pub struct Config {
     /// How products are scored.
     pub popularity: PopularityOptions,
     /// Where the products are.
-    pub catalog: CatalogOptions,
+    pub catalog: DatabaseOptions,
     /// Popular products that are read into the cache at start.
     pub warm_up: usize,
     /// Of them a second, at most.
     pub warm_rate: u32,
+    /// Accounts, tokens and keys.
+    pub identity: IdentityOptions,
     /// What stands behind the gateway, and who may pass.
     pub gateway: GatewayOptions,
+    /// How a running server is steered.
+    pub admin: AdminOptions,
     /// Filter of the log.
     pub log: String,
     /// Where all of this came from.
@@ -414,9 +422,11 @@ fn validate(raw: &RawConfig) -> Result<Config, Vec<(String, String)>> {
     let cache = cache::validate(&raw.cache, &mut bad);
     let popularity = popularity::validate(&raw.popularity, shared.as_ref(), &mut bad);
     let catalog = catalog::validate(&raw.catalog, &raw.data.dir, &mut bad);
+    let identity = identity::validate(&raw.identity, &raw.data.dir, &mut bad);
     let around =
         gateway::Around { data: &raw.data.dir, server: listen, trusted_proxies: &trusted_proxies, drain_timeout };
     let gateway = gateway::validate(&raw.gateway, &around, &mut bad);
+    let admin = admin::validate(&raw.admin, !admin_key.is_empty(), &mut bad);
     if !errors.is_empty() {
         return Err(errors);
     }
@@ -471,7 +481,9 @@ fn validate(raw: &RawConfig) -> Result<Config, Vec<(String, String)>> {
         catalog,
         warm_up: raw.catalog.warm_up,
         warm_rate: raw.catalog.warm_rate,
+        identity,
         gateway,
+        admin,
         log: raw.log.level.clone(),
         origin: Origin::default(),
         effective: Effective::default(),

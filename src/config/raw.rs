@@ -5,9 +5,11 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::admin::Admin;
 use super::cache::Cache;
 use super::catalog::Catalog;
 use super::gateway::Gateway;
+use super::identity::Identity;
 use super::popularity::Popularity;
 use super::stream::Stream;
 use super::units::{Bytes, Span, Urls};
@@ -37,8 +39,12 @@ pub struct RawConfig {
     pub popularity: Popularity,
     /// Where the products are.
     pub catalog: Catalog,
+    /// Accounts, tokens and keys.
+    pub identity: Identity,
     /// What stands behind the gateway.
     pub gateway: Gateway,
+    /// Where it is steered.
+    pub admin: Admin,
     /// What is logged.
     pub log: Log,
     /// Settings of single sites.

@@ -5,7 +5,8 @@ use super::*;
 const FILE: &str = include_str!("../../config/tidegate.toml");
 
 /// Sections whose entries have names of their own; the example at the end of the file has one of each.
-const MANY: [&str; 4] = ["gateway.limits", "gateway.upstreams", "gateway.routes", "gateway.api_keys"];
+const MANY: [&str; 5] =
+    ["gateway.limits", "gateway.upstreams", "gateway.routes", "gateway.api_keys", "identity.issuers"];
 
 fn load(text: &str, env: &[(&str, &str)]) -> Result<Config, String> {
     let folder = tempfile::tempdir().unwrap();

@@ -1,12 +1,14 @@
-//! Who sends a request, and for which site: its address behind proxies, its agent, its wish for privacy, and whether it is
-//! the operator.
+//! Who sends a request, and for which site: its address behind proxies, its agent, its wish for privacy, who it says it is,
+//! and whether it is the operator.
 
 use std::future::{Ready, ready};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use actix_web::dev::Payload;
 use actix_web::http::header::{self, HeaderMap, HeaderValue};
 use actix_web::{FromRequest, HttpRequest, web};
+use futures_util::future::{Either, LocalBoxFuture};
 use ipnet::IpNet;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -15,6 +17,7 @@ use super::error::ApiError;
 use crate::event::DEFAULT_SITE;
 use crate::event::intake::is_site;
 use crate::gateway::address::chain;
+use crate::identity::{Principal, Recognised, Rejection};
 
 /// The client's address: the peer's, or the first from the right of `X-Forwarded-For` (or `Forwarded`, where there is no
 /// such header) that is no trusted proxy.
@@ -47,18 +50,86 @@ pub fn agent(headers: &HeaderMap) -> &str {
     headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default()
 }
 
+/// What is known at once, or must be asked for first.
+type Sooner<T> = Either<Ready<Result<T, ApiError>>, LocalBoxFuture<'static, Result<T, ApiError>>>;
+
+/// Whom a request is from, as a token or a key proves. Handlers that need it take it as an argument, so that they cannot
+/// forget to ask.
+#[derive(Debug)]
+pub struct User(Arc<Principal>);
+
+impl std::ops::Deref for User {
+    type Target = Principal;
+
+    fn deref(&self) -> &Principal {
+        &self.0
+    }
+}
+
+impl FromRequest for User {
+    type Error = ApiError;
+    type Future = Sooner<Self>;
+
+    fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let user = |found: Found| found?.map(User).ok_or(NOT_SAID);
+        match recognise(req) {
+            Either::Left(found) => Either::Left(ready(user(found))),
+            Either::Right(asking) => Either::Right(Box::pin(async move { user(asking.await) })),
+        }
+    }
+}
+
+const NOT_SAID: ApiError =
+    ApiError::Unauthorized("this needs the header Authorization: Bearer with an access token or a key");
+
+type Found = Result<Option<Arc<Principal>>, ApiError>;
+
+fn recognise(req: &HttpRequest) -> Either<Found, LocalBoxFuture<'static, Found>> {
+    let Some(state) = req.app_data::<web::Data<State>>().cloned() else {
+        return Either::Left(Err(ApiError::internal("the application has no state")));
+    };
+    let headers = req.headers().get_all(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    match state.identity.recognise(headers) {
+        Recognised::Done(found) => Either::Left(found.map_err(refused)),
+        Recognised::Ask(token) => {
+            Either::Right(Box::pin(async move { state.identity.ask(token).await.map_err(refused) }))
+        }
+    }
+}
+
+/// Which of the things that can be wrong with a token it was helps only who forges one.
+fn refused(rejection: Rejection) -> ApiError {
+    match rejection {
+        Rejection::Invalid(_) => ApiError::Unauthorized("the access token or key is not valid"),
+        Rejection::Unavailable { retry_after } => {
+            ApiError::Later { what: String::from("the access token or key cannot be verified right now"), retry_after }
+        }
+    }
+}
+
 /// Proof that the request is the operator's: it has the admin key, or, where none is set, comes from this machine and
-/// through no proxy. Handlers that need it take it as an argument, so that they cannot forget to ask.
+/// through no proxy; or it has the token of an operator or admin, or a key with the scope `operator`.
 #[derive(Debug)]
 pub struct Operator(());
 
 impl FromRequest for Operator {
     type Error = ApiError;
-    type Future = Ready<Result<Self, ApiError>>;
+    type Future = Sooner<Self>;
 
     fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
         let key = req.app_data::<web::Data<State>>().and_then(|state| state.config.admin_key.as_deref());
-        ready(allowed(key, req.peer_addr().map(|peer| peer.ip()), req.headers()).map(|()| Operator(())))
+        let Err(not_so) = allowed(key, req.peer_addr().map(|peer| peer.ip()), req.headers()) else {
+            return Either::Left(ready(Ok(Operator(()))));
+        };
+        let operator = move |found: Found| match found? {
+            Some(somebody) if somebody.operates() => Ok(Operator(())),
+            Some(_) => Err(ApiError::Forbidden("this is for operators")),
+            None => Err(not_so),
+        };
+        match recognise(req) {
+            Either::Left(found) => Either::Left(ready(operator(found))),
+            Either::Right(asking) => Either::Right(Box::pin(async move { operator(asking.await) })),
+        }
     }
 }
 

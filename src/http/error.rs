@@ -12,6 +12,7 @@ use crate::actor::admission::Overloaded;
 use crate::cache::CacheError;
 use crate::catalog::{CatalogError, FieldError};
 use crate::event::Reject;
+use crate::identity::{BadField, IdentityError};
 use crate::journal::AppendError;
 use crate::stats::StatsError;
 
@@ -33,12 +34,27 @@ pub enum ApiError {
     /// The body's encoding is unknown.
     #[error("Content-Encoding must be gzip, deflate, br or zstd")]
     UnsupportedEncoding,
-    /// The operator's endpoints need the key, or a request from this machine.
+    /// The operator's endpoints need the key, or a request from this machine; others a token that is good.
     #[error("{0}")]
     Unauthorized(&'static str),
+    /// Login or password is wrong.
+    #[error("login or password is wrong")]
+    Credentials,
+    /// Whoever asks is known, and may not.
+    #[error("{0}")]
+    Forbidden(&'static str),
+    /// Too many wrong attempts.
+    #[error("too many attempts; try again later")]
+    TooMany {
+        /// When to come again.
+        retry_after: Duration,
+    },
     /// Fields or parameters that cannot be taken; all of them.
     #[error("{}", .0.iter().map(|bad| format!("{}: {}", bad.field, bad.message)).collect::<Vec<_>>().join("; "))]
     Invalid(Vec<FieldError>),
+    /// A config with mistakes; each with where it is.
+    #[error("{0}")]
+    InvalidConfig(String),
     /// It is there already.
     #[error("{0}")]
     Exists(&'static str),
@@ -80,7 +96,11 @@ impl ApiError {
             ApiError::TooSlow => "request_timeout",
             ApiError::UnsupportedEncoding => "unsupported_encoding",
             ApiError::Unauthorized(_) => "unauthorized",
+            ApiError::Credentials => "invalid_credentials",
+            ApiError::Forbidden(_) => "forbidden",
+            ApiError::TooMany { .. } => "too_many_attempts",
             ApiError::Invalid(_) => "validation_failed",
+            ApiError::InvalidConfig(_) => "invalid_config",
             ApiError::Exists(_) => "already_exists",
             ApiError::PreconditionFailed(_) => "precondition_failed",
             ApiError::NotFound(_) => "not_found",
@@ -121,6 +141,10 @@ impl ApiError {
             };
             answer.insert_header((header::RETRY_AFTER, seconds));
         }
+        if let ApiError::TooMany { retry_after } = self {
+            // Rounded up: who comes a moment early is refused again.
+            answer.insert_header((header::RETRY_AFTER, retry_after.as_millis().div_ceil(1000).max(1).to_string()));
+        }
         if self.status_code() == StatusCode::UNAUTHORIZED {
             answer.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
         }
@@ -135,8 +159,10 @@ impl ResponseError for ApiError {
             ApiError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             ApiError::TooSlow => StatusCode::REQUEST_TIMEOUT,
             ApiError::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            ApiError::Unauthorized(_) => StatusCode::UNAUTHORIZED,
-            ApiError::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            ApiError::Unauthorized(_) | ApiError::Credentials => StatusCode::UNAUTHORIZED,
+            ApiError::Forbidden(_) => StatusCode::FORBIDDEN,
+            ApiError::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
+            ApiError::Invalid(_) | ApiError::InvalidConfig(_) => StatusCode::UNPROCESSABLE_ENTITY,
             ApiError::Exists(_) => StatusCode::CONFLICT,
             ApiError::PreconditionFailed(_) => StatusCode::PRECONDITION_FAILED,
             ApiError::NotFound(_) => StatusCode::NOT_FOUND,
@@ -186,6 +212,29 @@ impl From<CatalogError> for ApiError {
             (_, CatalogError::Invalid(fields)) => ApiError::Invalid(fields),
             (Some(retry_after), error) => ApiError::Later { what: error.to_string(), retry_after },
             (None, error) => ApiError::internal(error),
+        }
+    }
+}
+
+impl From<IdentityError> for ApiError {
+    fn from(error: IdentityError) -> Self {
+        let retry_after = error.retry_after();
+        match error {
+            IdentityError::Invalid(bad) => {
+                let field = |bad: BadField| FieldError { field: bad.field.to_owned(), message: bad.message.to_owned() };
+                ApiError::Invalid(bad.into_iter().map(field).collect())
+            }
+            IdentityError::Exists => ApiError::Exists("there is an account with this login or e-mail already"),
+            IdentityError::Credentials => ApiError::Credentials,
+            IdentityError::RefreshToken => ApiError::Unauthorized("the refresh token is not valid; log in again"),
+            IdentityError::TooMany { retry_after } => ApiError::TooMany { retry_after },
+            IdentityError::Closed => ApiError::Forbidden("registration is switched off"),
+            IdentityError::NotFound(_) => ApiError::Unauthorized("the account is not there any more"),
+            IdentityError::Overloaded(overloaded) => ApiError::Overloaded(overloaded),
+            error => match retry_after {
+                Some(retry_after) => ApiError::Later { what: error.to_string(), retry_after },
+                None => ApiError::internal(error),
+            },
         }
     }
 }

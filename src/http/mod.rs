@@ -1,7 +1,9 @@
 //! HTTP: the server, its routes (one page), its middleware (one ordered list), and the handlers, which see handles and
 //! types of the other rooms and none of their actors or stores.
 
+pub mod admin;
 mod assets;
+mod auth;
 mod body;
 mod cached;
 mod caches;
@@ -31,9 +33,11 @@ use actix_web_prom::{PrometheusMetrics, PrometheusMetricsBuilder};
 use crate::catalog::CatalogHandle;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::control::Control;
 use crate::diagnostics::metrics::Rooms;
 use crate::event::visitor::Salts;
 use crate::gateway::{Gateway, Own, OwnFactory};
+use crate::identity::Identity;
 use crate::journal::Journal;
 use crate::lifecycle::Lifecycle;
 use crate::stats::StatsHandle;
@@ -56,6 +60,8 @@ pub struct State {
     pub stream: Option<StreamHandle>,
     /// The products.
     pub catalog: CatalogHandle,
+    /// Who somebody is.
+    pub identity: Identity,
     /// What is in front of other services, where there is such.
     pub gateway: Option<Gateway>,
     /// Ready, or draining.
@@ -86,6 +92,7 @@ impl Application {
             state.stats.clone(),
             state.stream.clone(),
             state.catalog.clone(),
+            state.identity.clone(),
             state.gateway.clone(),
         )?))?;
         let metrics = PrometheusMetricsBuilder::new("tidegate")
@@ -142,6 +149,34 @@ impl Application {
             .shutdown_timeout(share_of_drain(config.drain_timeout).as_secs().max(1))
             .disable_signals()
             .listen(listener)?;
+        Ok(server.run())
+    }
+
+    /// The admin API on a listener of its own; it runs when awaited or spawned.
+    ///
+    /// # Errors
+    /// When the listener cannot be used.
+    pub fn admin(&self, listener: TcpListener, control: Control) -> anyhow::Result<Server> {
+        let (state, control) = (self.state.clone(), web::Data::new(control));
+        let openapi = web::Data::new(openapi::Document::of_admin());
+        let timeout = state.config.client_timeout;
+        let server = HttpServer::new(move || {
+            App::new()
+                .app_data(state.clone())
+                .app_data(openapi.clone())
+                .app_data(control.clone())
+                .app_data(routes::query_errors())
+                .app_data(routes::path_errors())
+                .app_data(web::PayloadConfig::new(catalog_write::MAX_PRODUCT))
+                .configure(admin::configure)
+                .wrap(actix_web::middleware::from_fn(middleware::envelope))
+                .wrap(actix_web::middleware::from_fn(middleware::known_methods))
+        })
+        .workers(1)
+        .client_request_timeout(timeout)
+        .shutdown_timeout(1)
+        .disable_signals()
+        .listen(listener)?;
         Ok(server.run())
     }
 

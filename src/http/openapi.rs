@@ -6,7 +6,8 @@ use actix_web::{HttpResponse, get};
 use utoipa::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::{assets, caches, catalog, catalog_write, ingest, live, operate, statistics};
+use super::admin::{config as admin_config, gateway as admin_gateway};
+use super::{assets, auth, caches, catalog, catalog_write, ingest, live, operate, statistics};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -16,31 +17,48 @@ use super::{assets, caches, catalog, catalog_write, ingest, live, operate, stati
         statistics::timeseries, statistics::pages, statistics::referrers, statistics::events, live::live,
         assets::dashboard, assets::dashboard_file, catalog::search, catalog::product,
         catalog::batch, catalog::hot, catalog_write::create, catalog_write::replace, catalog_write::change,
-        catalog_write::remove, caches::stats, caches::warm, caches::invalidate, operate::visitor_events, operate::audit, operate::export, operate::schema,
-        operate::live, operate::ready, operate::health, metrics, document,
+        catalog_write::remove, auth::register, auth::login, auth::refresh, auth::logout, auth::me, auth::jwks, caches::stats, caches::warm, caches::invalidate, operate::visitor_events, operate::audit, operate::export, operate::schema,
+        operate::live, operate::ready, operate::health,
+        admin_config::show, admin_config::replace, admin_config::history, admin_config::rollback, admin_config::reload,
+        admin_gateway::all_routes, admin_gateway::all_upstreams, admin_gateway::force_breaker, admin_gateway::all_limits,
+        admin_gateway::bucket, admin_gateway::reset_bucket, admin_gateway::steer_canary, metrics, document,
     ),
     modifiers(&Bearer),
     tags(
         (name = "in", description = "Events in"),
         (name = "out", description = "Numbers out"),
         (name = "catalog", description = "Products"),
+        (name = "identity", description = "Accounts and tokens"),
         (name = "operate", description = "For whoever operates the server"),
+        (name = "admin", description = "Steers the running server; on the listener of `admin.listen`"),
     )
 )]
 struct Api;
 
+/// What the paths of the admin API begin with.
+const ADMIN: &str = "/api/v1/admin/";
+
 /// The description, made once.
 pub struct Document {
     json: Bytes,
-    /// Paths with their methods, as in `Allow`.
+    /// Paths with their methods, as in `Allow`: those of this listener.
     routes: Vec<(String, String)>,
 }
 
 impl Document {
     /// Makes it.
     pub fn new() -> Self {
+        Self::of(|path| !path.starts_with(ADMIN))
+    }
+
+    /// The one that the admin API's listener goes by.
+    pub fn of_admin() -> Self {
+        Self::of(|path| path.starts_with(ADMIN))
+    }
+
+    fn of(here: impl Fn(&str) -> bool) -> Self {
         let api = Api::openapi();
-        let routes = api.paths.paths.iter().map(|(path, item)| {
+        let routes = api.paths.paths.iter().filter(|(path, _)| here(path)).map(|(path, item)| {
             let methods = [
                 ("GET", item.get.is_some()),
                 ("HEAD", item.get.is_some()),
@@ -73,14 +91,16 @@ impl Document {
     }
 }
 
-/// The operator's key.
+/// The operator's key, an access token, or an API key.
 struct Bearer;
 
 impl utoipa::Modify for Bearer {
     fn modify(&self, api: &mut utoipa::openapi::OpenApi) {
         use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
         let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
-        api.components.get_or_insert_default().add_security_scheme("operator", SecurityScheme::Http(scheme));
+        let components = api.components.get_or_insert_default();
+        components.add_security_scheme("operator", SecurityScheme::Http(scheme.clone()));
+        components.add_security_scheme("bearer", SecurityScheme::Http(scheme));
     }
 }
 

@@ -6,7 +6,7 @@ use actix_web::web::{self, PathConfig, QueryConfig, ServiceConfig};
 use actix_web::{HttpResponse, middleware::Compress};
 
 use super::error::ApiError;
-use super::{State, assets, caches, catalog, catalog_write, ingest, live, openapi, operate, statistics};
+use super::{State, assets, auth, caches, catalog, catalog_write, ingest, live, openapi, operate, statistics};
 
 /// Puts all routes into an app.
 pub fn configure(app: &mut ServiceConfig, state: &web::Data<State>) {
@@ -41,6 +41,13 @@ pub fn configure(app: &mut ServiceConfig, state: &web::Data<State>) {
         .service(catalog_write::replace)
         .service(catalog_write::change)
         .service(catalog_write::remove)
+        // identity
+        .service(auth::register)
+        .service(auth::login)
+        .service(auth::refresh)
+        .service(auth::logout)
+        .service(auth::me)
+        .service(auth::jwks)
         // operate
         .service(caches::stats)
         .service(caches::warm)

@@ -38,6 +38,11 @@ impl TestApp {
         Self::of(folder, Some(&file), settings, Clock::system()).await
     }
 
+    /// Where the admin API is, as `http://...`.
+    pub fn admin(&self) -> String {
+        format!("http://{}", self.app().admin_address().expect("an admin API"))
+    }
+
     /// Where the gateway takes plain HTTP, as `http://...`.
     pub fn gateway(&self) -> String {
         format!("http://{}", self.app().gateway_address().expect("a gateway"))
@@ -51,6 +56,7 @@ impl TestApp {
     async fn of(folder: tempfile::TempDir, file: Option<&Path>, settings: &[(&str, &str)], clock: Clock) -> Self {
         let mut env = vec![
             (String::from("TIDEGATE__SERVER__LISTEN"), String::from("127.0.0.1:0")),
+            (String::from("TIDEGATE__ADMIN__LISTEN"), String::from("127.0.0.1:0")),
             (String::from("TIDEGATE__DATA__DIR"), folder.path().join("data").display().to_string()),
         ];
         for (key, value) in settings {
@@ -140,6 +146,8 @@ pub struct Process {
     pub url: String,
     /// Where its gateway takes plain HTTP, if it has one.
     pub gateway: Option<SocketAddr>,
+    /// Where its admin API is.
+    pub admin: String,
 }
 
 impl Process {
@@ -161,6 +169,7 @@ impl Process {
     fn launch(data: &Path, file: Option<&Path>, settings: &[(&str, &str)], patience: Duration) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
         command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data);
+        command.env("TIDEGATE__ADMIN__LISTEN", "127.0.0.1:0");
         if let Some(file) = file {
             command.arg("--config").arg(file);
         }
@@ -183,10 +192,12 @@ impl Process {
         let said = hears.recv_timeout(patience).expect("the server says in time where it listens");
         let gateway = said.lines().find_map(|line| line.trim().strip_prefix("gateway")?.trim().strip_prefix("http://"));
         let gateway = gateway.map(|address| address.parse().unwrap());
+        let admin = said.lines().find_map(|line| line.trim().strip_prefix("admin")).expect("an admin API");
+        let admin = admin.trim().to_owned();
         let line = said;
         let url = line.split_whitespace().find(|word| word.starts_with("http://")).expect("an address");
         let url = url.trim_end_matches(',').to_owned();
-        Self { child, address: url["http://".len()..].parse().unwrap(), url, gateway }
+        Self { child, address: url["http://".len()..].parse().unwrap(), url, gateway, admin }
     }
 
     /// `kill -9`.

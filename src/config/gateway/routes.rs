@@ -7,6 +7,7 @@ use hyper::Method;
 use hyper::header::{HeaderName, HeaderValue};
 use serde::Deserialize;
 
+use super::canary::{self, Canary};
 use super::upstreams::Upstream;
 use super::{Keys, NAMES, is_name};
 use crate::config::raw::section;
@@ -67,6 +68,8 @@ section! {
         response_headers: BTreeMap<String, String> = BTreeMap::new(),
         /// When the upstream cannot answer.
         fallback: Fallback = Fallback::default(),
+        /// Another version of the upstream.
+        canary: Option<Canary> = None,
     }
 }
 
@@ -159,6 +162,7 @@ fn one(raw: &Route, known: &Known<'_>, keys: &mut Keys<'_>) -> RouteOptions {
         cost: raw.cost,
         auth: raw.auth,
         cors: raw.cors.as_ref().map(|raw| cors(raw, &mut keys.below("cors"))),
+        canary: raw.canary.as_ref().map(|canary| canary::canary(canary, raw, known, &mut keys.below("canary"))),
         retries: keys.within("retries", raw.retries, 0..=10),
         compress: raw.compress,
         request_headers: set("request_headers", &raw.request_headers, |name| is_ours(name) || name == "host", keys),

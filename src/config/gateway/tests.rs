@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::raw::RawConfig;
+use crate::gateway::canary::Decider;
 use crate::gateway::options::{BreakerWindow, Destination, Discovery, HashOn, LimitKey, PathMatch, Rewrite};
 
 const FILE: &str = include_str!("../../../config/tidegate.toml");
@@ -70,6 +71,7 @@ auth = \"api_key\"
 cors = { origins = [\"https://shop.example\"], headers = [\"X-Beta\"], credentials = true }
 request_headers = { X-Internal-Zone = \"edge\" }
 fallback = { stale = \"1m\", upstream = \"plain\" }
+canary = { upstream = \"plain\", steps = [0.5, 5], header = \"X-Canary\", cookie = \"Beta\", cookie_value = \"*\" }
 [[routes]]
 name = \"own\"
 path = \"/api/\"
@@ -99,6 +101,12 @@ till = \"sha256:9F86D081884C7D659A2FEAA0C55AD015A3BF4F1B2B0B822CD15D6C15B0F00A08
     assert_eq!(route.headers, headers);
     assert_eq!(route.request_headers, [(String::from("x-internal-zone"), String::from("edge"))]);
     assert_eq!(route.cors.as_ref().unwrap().headers, ["x-beta"]);
+    let canary = route.canary.as_ref().unwrap();
+    assert_eq!(canary.steps.iter().map(|step| step.slots()).collect::<Vec<_>>(), [50, 500]);
+    let decider =
+        |name: &str, value: Option<&str>| Some(Decider { name: name.to_owned(), value: value.map(String::from) });
+    assert_eq!(canary.header, decider("x-canary", Some("always")));
+    assert_eq!(canary.cookie, decider("Beta", None));
     assert_eq!(route.fallback.stale, Some(Duration::from_secs(60)));
     assert_eq!((&own.to, &own.rewrite), (&Destination::Own, &Rewrite::Prefix(String::from("/"))));
     assert_eq!(own.total_timeout, Some(Duration::from_secs(60)));
@@ -269,6 +277,24 @@ fn mistakes_of_routes_name_the_key() {
         ("cors = { origins = [\"null\"], methods = [\"get\"] }", "cors.methods"),
         ("cors = { origins = [\"http://[::1]:81\"], headers = [\"*\"] }", "cors.headers"),
         ("cors = { origins = [\"https://a:8443\"], max_age = \"forever\" }", "cors.max_age"),
+        ("canary = { weight = 1 }", "canary.upstream"),
+        ("canary = { upstream = \"u\", weight = 1 }", "canary.upstream"),
+        ("canary = { upstream = \"w\", weight = 1 }", "canary.upstream"),
+        ("canary = { upstream = \"v\" }", "canary.steps"),
+        ("canary = { upstream = \"v\", steps = [1, 1] }", "canary.steps"),
+        ("canary = { upstream = \"v\", steps = [5, 101] }", "canary.steps"),
+        ("canary = { upstream = \"v\", steps = [0, 1] }", "canary.steps"),
+        ("canary = { upstream = \"v\", steps = [1], weight = 1 }", "canary.weight"),
+        ("canary = { upstream = \"v\", weight = 0.001, header = \"x\" }", "canary.weight"),
+        ("canary = { upstream = \"v\", steps = [1], interval = \"1ms\" }", "canary.interval"),
+        ("canary = { upstream = \"v\", steps = [1], min_requests = 0 }", "canary.min_requests"),
+        ("canary = { upstream = \"v\", steps = [1], max_error_difference = nan }", "canary.max_error_difference"),
+        ("canary = { upstream = \"v\", steps = [1], max_p99_ratio = 0.9 }", "canary.max_p99_ratio"),
+        ("canary = { upstream = \"v\", steps = [1], by = \"api_key\" }", "canary.by"),
+        ("canary = { upstream = \"v\", header = \"a b\", weight = 1 }", "canary.header"),
+        ("canary = { upstream = \"v\", header = \"X-Internal-Beta\" }", "canary.header"),
+        ("canary = { upstream = \"v\", header = \"x\", header_value = \"never\" }", "canary.header_value"),
+        ("canary = { upstream = \"v\", cookie = \"c\", cookie_value = \"a;b\" }", "canary.cookie_value"),
     ] {
         assert_eq!(
             mistakes(&with_route(&format!("{good}\n{line}"))),
@@ -276,6 +302,8 @@ fn mistakes_of_routes_name_the_key() {
             "{line}"
         );
     }
+    let own = with_route("path = \"/a/\"\nown = true\ncanary = { upstream = \"v\", weight = 1 }");
+    assert_eq!(mistakes(&own), ["gateway.routes.r.canary"]);
     let pattern = "pattern = \"/a/{id}\"\nupstream = \"u\"\nrewrite = ";
     assert_eq!(mistakes(&with_route(&format!("{pattern}\"/b/{{id}}\""))), [""; 0]);
     assert_eq!(mistakes(&with_route(&format!("{pattern}\"/b/{{other}}\""))), ["gateway.routes.r.rewrite"]);
@@ -315,12 +343,14 @@ fn the_example_in_the_shipped_file_holds_every_default() {
     assert_eq!(raw.upstreams["stock"].consul, Some(Consul { service: text("stock"), ..Consul::default() }));
     assert_eq!(raw.upstreams["carts"].etcd, Some(Etcd { prefix: text("/services/carts/"), ..Etcd::default() }));
     let cors = Cors { origins: vec![text("https://shop.example")], ..Cors::default() };
+    let steps = vec![1.0, 5.0, 10.0, 25.0, 50.0, 100.0];
     let route = Route {
         name: text("users"),
         path: text("/api/v1/users/"),
         upstream: text("users"),
         limits: vec![text("per_address")],
         cors: Some(cors),
+        canary: Some(Canary { upstream: text("users_next"), steps, ..Canary::default() }),
         ..Route::default()
     };
     assert_eq!(raw.routes, [route]);
@@ -354,6 +384,7 @@ fn the_example_in_the_shipped_file_names_every_setting_with_a_comment() {
         ("route", unknown::<Route>(), route.clone()),
         ("cors", unknown::<Cors>(), inner(route, "cors")),
         ("fallback", unknown::<Fallback>(), inner(route, "fallback")),
+        ("canary", unknown::<Canary>(), inner(route, "canary")),
     ] {
         assert!(!known.is_empty(), "{section}");
         for key in known {

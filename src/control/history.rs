@@ -1,0 +1,194 @@
+//! The versions of the config that were in force, on disk: each is written whole or not at all.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::clock::UnixMillis;
+use crate::config::effective::Change;
+
+/// Versions that are kept.
+const MOST: usize = 100;
+
+/// How a version came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum How {
+    /// The server started with it.
+    Start,
+    /// The file was changed.
+    File,
+    /// SIGHUP.
+    Signal,
+    /// The admin API.
+    Api,
+    /// Somebody went back to an earlier one.
+    Rollback,
+    /// The server went back by itself.
+    Automatic,
+}
+
+/// A version of the config.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Version {
+    /// Its number; they only grow.
+    pub version: u64,
+    /// When it came in force, in Unix milliseconds.
+    pub at: UnixMillis,
+    /// Who brought it.
+    pub who: String,
+    /// How.
+    pub how: How,
+    /// Why, if somebody or something said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What was not as before.
+    pub changes: Vec<Change>,
+}
+
+/// How a version is kept. The text may hold secrets: only the owner may read it.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    #[serde(flatten)]
+    version: Version,
+    text: Option<String>,
+}
+
+/// The history in a folder.
+#[derive(Debug)]
+pub struct History {
+    folder: PathBuf,
+    /// Oldest first.
+    versions: Vec<Version>,
+}
+
+impl History {
+    /// Opens it. A file that cannot be read is passed over: it is no version that anybody can go back to.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or read.
+    pub fn open(folder: &Path) -> io::Result<Self> {
+        fs::create_dir_all(folder)?;
+        let mut versions: Vec<Version> = Vec::new();
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|ending| ending != "json") {
+                continue;
+            }
+            match read(&path) {
+                Ok(kept) => versions.push(kept.version),
+                Err(error) => log::warn!("config history: {} is passed over: {error}", path.display()),
+            }
+        }
+        versions.sort_by_key(|version| version.version);
+        Ok(Self { folder: folder.to_owned(), versions })
+    }
+
+    /// The versions, oldest first.
+    pub fn versions(&self) -> &[Version] {
+        &self.versions
+    }
+
+    /// The latest.
+    pub fn latest(&self) -> Option<&Version> {
+        self.versions.last()
+    }
+
+    /// The text of a version; `None` inside for one of a server without a file.
+    pub fn text(&self, version: u64) -> Option<Option<String>> {
+        let known = self.versions.iter().any(|known| known.version == version);
+        known.then(|| read(&self.path(version)).ok()).flatten().map(|kept| kept.text)
+    }
+
+    /// Writes the next version, whose number is filled in here.
+    ///
+    /// # Errors
+    /// When it cannot be written; then it is not there.
+    pub fn add(&mut self, mut version: Version, text: Option<String>) -> io::Result<u64> {
+        version.version = self.latest().map_or(1, |latest| latest.version + 1);
+        let number = version.version;
+        let kept = Kept { version, text };
+        write(&self.path(number), &serde_json::to_vec_pretty(&kept).map_err(io::Error::other)?, 0o600)?;
+        self.versions.push(kept.version);
+        while self.versions.len() > MOST {
+            let oldest = self.versions.remove(0);
+            // What is left behind is found again, and deleted with the next.
+            let _ = fs::remove_file(self.path(oldest.version));
+        }
+        Ok(number)
+    }
+
+    fn path(&self, version: u64) -> PathBuf {
+        self.folder.join(format!("{version:08}.json"))
+    }
+}
+
+fn read(path: &Path) -> io::Result<Kept> {
+    serde_json::from_slice(&fs::read(path)?).map_err(io::Error::other)
+}
+
+/// Writes a file whole or not at all: whoever looks, and whoever starts after a crash, finds the old one or the new one.
+///
+/// # Errors
+/// When the disk does not take it; then the old one is there.
+pub(super) fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let fresh = folder.join(name);
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&fresh)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&fresh, path)?;
+    // The name is safe only when the folder is.
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(who: &str) -> Version {
+        Version { version: 0, at: 1, who: who.to_owned(), how: How::Api, reason: None, changes: Vec::new() }
+    }
+
+    #[test]
+    fn versions_are_found_again_with_their_texts() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut history = History::open(folder.path()).unwrap();
+        assert_eq!(history.add(version("a"), Some(String::from("one"))).unwrap(), 1);
+        assert_eq!(history.add(version("b"), None).unwrap(), 2);
+        let again = History::open(folder.path()).unwrap();
+        assert_eq!(again.versions(), history.versions());
+        assert_eq!(again.text(1), Some(Some(String::from("one"))));
+        assert_eq!((again.text(2), again.text(3)), (Some(None), None));
+    }
+
+    #[test]
+    fn half_a_file_is_no_version_and_takes_none_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut history = History::open(folder.path()).unwrap();
+        history.add(version("a"), Some(String::from("one"))).unwrap();
+        fs::write(folder.path().join("00000002.json"), b"{\"version\": 2, \"at\"").unwrap();
+        fs::write(folder.path().join("00000002.json.new"), b"rubbish").unwrap();
+        let mut history = History::open(folder.path()).unwrap();
+        assert_eq!(history.latest().unwrap().version, 1);
+        assert_eq!(history.add(version("b"), Some(String::from("two"))).unwrap(), 2);
+        assert_eq!(History::open(folder.path()).unwrap().text(2), Some(Some(String::from("two"))));
+    }
+
+    #[test]
+    fn the_oldest_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut history = History::open(folder.path()).unwrap();
+        for _ in 0..MOST + 3 {
+            history.add(version("a"), None).unwrap();
+        }
+        let again = History::open(folder.path()).unwrap();
+        assert_eq!((again.versions().len(), again.versions()[0].version), (MOST, 4));
+    }
+}
