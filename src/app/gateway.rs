@@ -1,17 +1,22 @@
 //! The gateway's part of the composition: its sockets, its owners, and its end.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::dev::ServerHandle;
 use anyhow::Context;
+use hyper::HeaderMap;
+use hyper::header;
 use tokio::task::JoinHandle;
 
 use super::Core;
 use crate::clock::Monotonic;
+use crate::gateway::identify::{Asked, Identified, Identify, Unidentified, User};
 use crate::gateway::options::GatewayOptions;
 use crate::gateway::{self, Gateway, Listeners, OwnFactory};
 use crate::http;
+use crate::identity::{Identity, Principal, Recognised, Rejection};
 
 /// Binds the gateway's sockets, if it has any.
 pub fn listen(options: &GatewayOptions) -> anyhow::Result<Option<Listeners>> {
@@ -22,15 +27,50 @@ pub fn listen(options: &GatewayOptions) -> anyhow::Result<Option<Listeners>> {
 }
 
 /// Starts its owners, if there is to be one.
-pub fn start(core: &Core, wanted: bool, registry: &prometheus::Registry) -> anyhow::Result<Option<Gateway>> {
+pub fn start(
+    core: &Core,
+    wanted: bool,
+    registry: &prometheus::Registry,
+    identity: &Identity,
+) -> anyhow::Result<Option<Gateway>> {
     if !wanted {
         return Ok(None);
     }
     let mut options = core.config.gateway.clone();
     // As for the server: the rest is for counting what requests brought.
     options.drain_timeout = http::share_of_drain(options.drain_timeout);
-    let started = Gateway::start(options, registry, Monotonic::system(), core.clock.clone());
+    let started = Gateway::start(
+        options,
+        registry,
+        Some(Arc::new(Accounts(identity.clone()))),
+        Monotonic::system(),
+        core.clock.clone(),
+    );
     Ok(Some(started.context("cannot start the gateway")?))
+}
+
+/// What the gateway asks of identity.
+struct Accounts(Identity);
+
+impl Identify for Accounts {
+    fn identify(&self, headers: &HeaderMap) -> Asked {
+        let sent = headers.get_all(header::AUTHORIZATION);
+        match self.0.recognise(sent.iter().map(|value| value.as_bytes())) {
+            Recognised::Done(result) => Asked::Now(identified(result)),
+            Recognised::Ask(token) => {
+                let identity = self.0.clone();
+                Asked::Later(Box::pin(async move { identified(identity.ask(token).await) }))
+            }
+        }
+    }
+}
+
+fn identified(result: Result<Option<Arc<Principal>>, Rejection>) -> Identified {
+    match result {
+        Ok(principal) => Ok(principal.map(|principal| User { id: principal.id.as_str().into() })),
+        Err(Rejection::Invalid(_)) => Err(Unidentified::Invalid),
+        Err(Rejection::Unavailable { retry_after }) => Err(Unidentified::Unavailable { retry_after }),
+    }
 }
 
 /// The gateway while it is served.

@@ -222,7 +222,7 @@ impl App {
         let identity = identity::start(&core, database).await?;
         let lifecycle = Lifecycle::default();
         let registry = prometheus::Registry::new();
-        let gateway = gateway::start(&core, front.is_some(), &registry)?;
+        let gateway = gateway::start(&core, front.is_some(), &registry, &identity)?;
         let state = http::State {
             config: core.config.clone(),
             clock: core.clock.clone(),

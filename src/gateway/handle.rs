@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::access_log::AccessLog;
 use super::canary::Canary;
+use super::identify::Identify;
 use super::limit::Limits;
 use super::metrics::{Metrics, RouteMetrics};
 use super::options::GatewayOptions;
@@ -19,13 +20,13 @@ use super::table::{Owners, StartError, Table};
 use crate::clock::{Clock, Monotonic};
 
 /// The gateway. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Gateway(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     table: ArcSwap<Table>,
     limits: Limits,
+    identify: Option<Arc<dyn Identify>>,
     metrics: Metrics,
     owners: Owners,
     /// Held by who changes the options.
@@ -39,6 +40,12 @@ struct Inner {
     arbiter: actix::Arbiter,
 }
 
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Gateway")
+    }
+}
+
 impl Gateway {
     /// Starts the owners of all that the options name. Nothing is listened to yet.
     ///
@@ -47,6 +54,7 @@ impl Gateway {
     pub fn start(
         options: GatewayOptions,
         registry: &prometheus::Registry,
+        identify: Option<Arc<dyn Identify>>,
         clock: Monotonic,
         wall: Clock,
     ) -> Result<Self, StartError> {
@@ -59,6 +67,7 @@ impl Gateway {
         Ok(Self(Arc::new(Inner {
             table: ArcSwap::from_pointee(table),
             limits,
+            identify,
             metrics: metrics.clone(),
             owners,
             changing: Mutex::new(()),
@@ -104,6 +113,11 @@ impl Gateway {
     /// The limits.
     pub fn limits(&self) -> &Limits {
         &self.0.limits
+    }
+
+    /// Who knows accounts, if anybody does.
+    pub(super) fn identify(&self) -> Option<&dyn Identify> {
+        self.0.identify.as_deref()
     }
 
     /// Where requests are logged, if anywhere.

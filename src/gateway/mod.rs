@@ -15,6 +15,7 @@ pub mod cors;
 pub mod discovery;
 mod handle;
 pub mod headers;
+pub mod identify;
 pub mod limit;
 pub mod metrics;
 pub mod options;

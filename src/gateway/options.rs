@@ -164,6 +164,8 @@ pub enum AuthPolicy {
     Public,
     /// Who sends a good API key.
     ApiKey,
+    /// Who sends a good access token, or a key of `tidegate key`, as `Authorization: Bearer`.
+    User,
 }
 
 /// Cross-origin requests.

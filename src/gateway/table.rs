@@ -10,14 +10,14 @@ use actix::ArbiterHandle;
 use arc_swap::ArcSwapOption;
 use hyper::header::{HeaderName, HeaderValue};
 
-use super::canary::Canary;
+use super::canary::{Canary, CanaryKey, CanaryOptions};
 use super::check::Checker;
 use super::connect::{ConnectError, Connector};
 use super::cors::Cors;
 use super::discovery::Watcher;
 use super::limit::{LimitSet, Limits};
 use super::metrics::{Metrics, RouteMetrics};
-use super::options::{Destination, GatewayOptions, RouteOptions, TargetOptions, UpstreamOptions};
+use super::options::{AuthPolicy, Destination, GatewayOptions, LimitKey, RouteOptions, TargetOptions, UpstreamOptions};
 use super::route::Router;
 use super::upstream::Upstream;
 use crate::clock::Monotonic;
@@ -50,6 +50,8 @@ pub struct Route {
     pub canary: Option<(Canary, Service)>,
     /// The limits that a request pays.
     pub limits: LimitSet,
+    /// Whether it is of use to know who the user is.
+    pub wants_user: bool,
     /// Whose pages may.
     pub cors: Option<Cors>,
     /// Headers that are set on requests.
@@ -242,6 +244,7 @@ impl Table {
                 // `config` lets no name through that is none.
                 Destination::Upstream(name) => To::Service(find(name)?),
             };
+            let limit_set = limits.resolve(&route.limits);
             Some(Arc::new(Route {
                 to,
                 fallback: route.fallback.upstream.as_ref().and_then(find),
@@ -249,7 +252,8 @@ impl Table {
                     let service = find(&canary.options().upstream)?;
                     Some((canary, service))
                 }),
-                limits: limits.resolve(&route.limits),
+                wants_user: wants_user(route, &limit_set),
+                limits: limit_set,
                 cors: route.cors.as_ref().map(Cors::new),
                 request_headers: parsed(&route.request_headers),
                 response_headers: parsed(&route.response_headers),
@@ -276,4 +280,10 @@ fn canary(route: &RouteOptions, owners: &Owners, before: Option<&Table>) -> Opti
 fn parsed(headers: &[(String, String)]) -> Vec<(HeaderName, HeaderValue)> {
     let parse = |(name, value): &(String, String)| Some((name.parse().ok()?, value.parse().ok()?));
     headers.iter().filter_map(parse).collect()
+}
+
+/// Whether anything along a route depends on the user.
+fn wants_user(route: &RouteOptions, limits: &LimitSet) -> bool {
+    let by_user = |canary: &CanaryOptions| canary.by == CanaryKey::User;
+    route.auth == AuthPolicy::User || limits.goes_by(LimitKey::User) || route.canary.as_ref().is_some_and(by_user)
 }

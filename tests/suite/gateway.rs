@@ -220,6 +220,52 @@ async fn who_is_no_proxy_of_ours_is_not_believed() {
 }
 
 #[actix_web::test]
+async fn users_have_limits_of_their_own() {
+    let backend = Backend::echo();
+    let toml = upstream(&backend)
+        + "[gateway.limits.each]\nby = [\"user\"]\nlimit = 2\nperiod = \"1h\"\nburst = 2\n"
+        + &route("theirs", "path = \"/theirs/\"\nauth = \"user\"\nlimits = [\"each\"]")
+        + &route("open", "path = \"/open/\"\nlimits = [\"each\"]")
+        + &route("foreign", "path = \"/foreign/\"");
+    let app = TestApp::with_gateway(&toml, &[]).await;
+    let url = |path: &str| format!("{}{path}", app.gateway());
+    let account = async |login: &str| {
+        let body = serde_json::json!({ "login": login, "password": "correct horse battery" });
+        let json = [("content-type", "application/json")];
+        for step in ["register", "login"] {
+            let answer = client::send("POST", &format!("{}/api/v1/auth/{step}", app.url), &json, &body).await;
+            assert!(answer.status < 300, "{}", answer.text());
+            if step == "login" {
+                return format!("Bearer {}", answer.json()["data"]["access_token"].as_str().unwrap());
+            }
+        }
+        unreachable!()
+    };
+    let (ann, bob) = (account("ann").await, account("bob").await);
+    let get = async |path: &str, token: &str| client::get_with(&url(path), &[("authorization", token)]).await;
+
+    for token in ["", "Bearer wrong", "Basic YTpi"] {
+        let answer = if token.is_empty() { client::get(&url("/theirs/")).await } else { get("/theirs/", token).await };
+        assert_eq!(code(&answer), (401, String::from("unauthorized")), "{token}");
+        assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
+    }
+    let first = get("/theirs/", &ann).await;
+    assert_eq!(first.status, 200, "{}", first.text());
+    assert_eq!(told(&seen(&first), "x-internal-user").len(), 1);
+    assert_eq!(get("/open/", &ann).await.status, 200);
+    assert_eq!(code(&get("/theirs/", &ann).await), (429, String::from("rate_limited")), "both routes share it");
+    assert_eq!(get("/theirs/", &bob).await.status, 200, "another one has another bucket");
+    // Where nobody need be known, a token may be the upstream's own, and who has none does not pay.
+    assert_eq!(get("/open/", "Bearer wrong").await.status, 200);
+    let foreign = get("/foreign/", "Bearer of-the-upstream").await;
+    assert_eq!(told(&seen(&foreign), "authorization"), ["Bearer of-the-upstream"]);
+    assert!(told(&seen(&foreign), "x-internal-user").is_empty());
+    for _ in 0..5 {
+        assert_eq!(client::get(&url("/open/")).await.status, 200);
+    }
+}
+
+#[actix_web::test]
 async fn pages_of_other_origins_are_let_in_by_policy() {
     let backend =
         Backend::start(|_| Reply::with(200, &[("access-control-allow-origin", "*"), ("vary", "accept")], "x"));

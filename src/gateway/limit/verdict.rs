@@ -8,12 +8,18 @@ use std::time::Duration;
 use hyper::header::{HeaderName, HeaderValue, RETRY_AFTER};
 
 use super::limits::{Limit, seconds};
+use crate::gateway::options::LimitKey;
 
 /// The limits of a route; see [`super::Limits::resolve`].
 #[derive(Clone, Debug)]
 pub struct LimitSet(pub(super) Arc<[Arc<Limit>]>);
 
 impl LimitSet {
+    /// Whether any of them goes by this.
+    pub fn goes_by(&self, key: LimitKey) -> bool {
+        self.0.iter().any(|limit| limit.options.by.contains(&key))
+    }
+
     /// Whether nothing is limited.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -22,6 +22,15 @@ pub enum GatewayError {
     /// A good API key is needed, or the one that was sent is none.
     #[error("{0}")]
     Unauthorized(&'static str),
+    /// A good access token is needed.
+    #[error("{0}")]
+    Unauthenticated(&'static str),
+    /// Whether a token is good cannot be said right now.
+    #[error("the token cannot be verified right now")]
+    Unverifiable {
+        /// When to come again.
+        retry_after: Duration,
+    },
     /// No route matches.
     #[error("no route leads from this path")]
     NoRoute,
@@ -88,13 +97,15 @@ impl GatewayError {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest(_) | Self::BadPath(_) => StatusCode::BAD_REQUEST,
-            Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+            Self::Unauthorized(_) | Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::CircuitOpen { .. } | Self::Overloaded | Self::NoTarget => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unverifiable { .. } | Self::CircuitOpen { .. } | Self::Overloaded | Self::NoTarget => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Unreachable | Self::BadAnswer => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -105,7 +116,8 @@ impl GatewayError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::BadRequest(_) | Self::BadPath(_) => "bad_request",
-            Self::Unauthorized(_) => "unauthorized",
+            Self::Unauthorized(_) | Self::Unauthenticated(_) => "unauthorized",
+            Self::Unverifiable { .. } => "unavailable",
             Self::NoRoute => "not_found",
             Self::MethodNotAllowed(_) => "method_not_allowed",
             Self::RequestTimeout => "request_timeout",
@@ -158,6 +170,9 @@ impl GatewayError {
             Self::Unauthorized(_) => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("ApiKey"));
             }
+            Self::Unauthenticated(_) => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
             Self::MethodNotAllowed(methods) => {
                 if let Ok(methods) = HeaderValue::from_str(methods) {
                     headers.insert(header::ALLOW, methods);
@@ -171,7 +186,7 @@ impl GatewayError {
         }
         let retry_after = match self {
             Self::RateLimited { retry_after, .. } => *retry_after,
-            Self::CircuitOpen { retry_after } => Some(*retry_after),
+            Self::CircuitOpen { retry_after } | Self::Unverifiable { retry_after } => Some(*retry_after),
             _ if self.status() == StatusCode::SERVICE_UNAVAILABLE => Some(Duration::from_secs(1)),
             _ => None,
         };

@@ -20,6 +20,7 @@ mod send;
 mod tls;
 mod tunnel;
 mod version;
+mod who;
 mod worker;
 
 pub use front::{Listeners, server};

@@ -26,20 +26,18 @@ use super::pool::Pool;
 use super::send::{Outgoing, Sent};
 use super::tunnel::Tunnel;
 use super::version;
+use super::who::Who;
 use crate::clock;
+use crate::gateway::Gateway;
 use crate::gateway::access_log::Used;
 use crate::gateway::canary::Canary;
-use crate::gateway::limit::Caller;
-use crate::gateway::options::{AuthPolicy, Protocol};
+use crate::gateway::options::Protocol;
 use crate::gateway::route::{self, Match};
 use crate::gateway::table::{Route, Service, To};
 use crate::gateway::trace::{self, TraceContext};
-use crate::gateway::{ApiKey, Gateway};
 use crate::gateway::{address, cors, headers, path, stale};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const X_INTERNAL_CONSUMER: HeaderName = HeaderName::from_static("x-internal-consumer");
-const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// What serves requests on one thread.
 pub struct Worker {
@@ -90,8 +88,8 @@ struct Routed {
     client: address::Chain,
     /// Path and query, rewritten.
     uri: Uri,
-    /// The name of its API key.
-    consumer: Option<Arc<str>>,
+    /// Whose it is.
+    who: Who,
     deadline: Option<Instant>,
     on_upgrade: Option<OnUpgrade>,
 }
@@ -225,12 +223,8 @@ impl Worker {
             parts.headers.get_all("x-forwarded-for").iter().map(HeaderValue::as_bytes),
             parts.headers.get_all(header::FORWARDED).iter().map(HeaderValue::as_bytes),
         );
-        let key = self.gateway.api_key(&table, parts.headers.get(&X_API_KEY));
-        let consumer = match &key {
-            ApiKey::Of(name) => Some(name.clone()),
-            ApiKey::None | ApiKey::Unknown => None,
-        };
-        let caller = caller(&route, chain.client, consumer.as_deref());
+        let who = Who::of(&self.gateway, &table, &route, &parts.headers).await;
+        let caller = who.caller(&route, chain.client);
         let verdict =
             self.gateway.limits().check(self.gateway.clock().now(), &route.limits, &caller, route.options.cost);
         adds.headers.extend(verdict.headers());
@@ -241,13 +235,7 @@ impl Worker {
             });
         }
         // 7. Authentication.
-        match (key, route.options.auth) {
-            (ApiKey::Unknown, _) => return Err(GatewayError::Unauthorized("the key in X-API-Key is not known")),
-            (ApiKey::None, AuthPolicy::ApiKey) => {
-                return Err(GatewayError::Unauthorized("send an API key in the header X-API-Key"));
-            }
-            (ApiKey::None, AuthPolicy::Public) | (ApiKey::Of(_), _) => {}
-        }
+        who.may(route.options.auth)?;
         // 8. The body that is announced.
         let length = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
         let announced = length.and_then(|length| length.parse::<u64>().ok());
@@ -266,7 +254,7 @@ impl Worker {
             .then(|| parts.extensions.remove::<OnUpgrade>())
             .flatten();
         let coding = route.options.compress.then(|| Coding::negotiate(&parts.headers)).flatten();
-        let routed = Routed { route: route.clone(), parts, client: chain, uri, consumer, deadline, on_upgrade };
+        let routed = Routed { route: route.clone(), parts, client: chain, uri, who, deadline, on_upgrade };
         // 9. Off it goes: canary or not, breaker, target, transformation, answer.
         let mut passed = match &route.to {
             To::Own => self.own(routed, body, client, exchange).await?,
@@ -386,7 +374,7 @@ impl Worker {
     ) -> Result<Passed, GatewayError> {
         let route = routed.route.clone();
         let stable = service;
-        let caller = caller(&route, routed.client.client, routed.consumer.as_deref());
+        let caller = routed.who.caller(&route, routed.client.client);
         let version::Chosen { service, trial, new_id } =
             version::choose(&route, stable, &routed.parts.headers, &caller);
         adds.cookie = new_id.and_then(|id| Canary::set_cookie(&id, client.secure));
@@ -498,22 +486,13 @@ impl Worker {
         };
         let headers = &mut routed.parts.headers;
         headers::to_upstream(headers, &passage);
-        // The key is the client's secret with us; the upstream is told whose it is.
-        headers.remove(&X_API_KEY);
-        if let Some(consumer) = routed.consumer.as_deref().and_then(|name| HeaderValue::from_str(name).ok()) {
-            headers.insert(X_INTERNAL_CONSUMER, consumer);
-        }
+        routed.who.tell(headers);
         // We say 100 ourselves when the body is asked for.
         headers.remove(header::EXPECT);
         for (name, value) in &routed.route.request_headers {
             headers.insert(name, value.clone());
         }
     }
-}
-
-/// What a request is known by.
-fn caller<'a>(route: &'a Route, address: IpAddr, api_key: Option<&'a str>) -> Caller<'a> {
-    Caller { address, api_key, user: None, route: &route.options.name }
 }
 
 struct Found {

@@ -1,0 +1,43 @@
+//! Who sends a request: a question to whoever knows accounts, which the gateway does not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use hyper::HeaderMap;
+
+/// Knows whose credentials are whose.
+pub trait Identify: Send + Sync {
+    /// Whose the credentials in these headers are.
+    fn identify(&self, headers: &HeaderMap) -> Asked;
+}
+
+/// What is known of a request's credentials.
+pub enum Asked {
+    /// This, at once.
+    Now(Identified),
+    /// Somebody has to be asked first.
+    Later(BoxFuture<'static, Identified>),
+}
+
+/// A user; none where there are no credentials.
+pub type Identified = Result<Option<User>, Unidentified>;
+
+/// Who is behind good credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// For limits, canaries and upstreams.
+    pub id: Arc<str>,
+}
+
+/// Why nobody is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unidentified {
+    /// The credentials are not good.
+    Invalid,
+    /// That cannot be said right now.
+    Unavailable {
+        /// When to come again.
+        retry_after: Duration,
+    },
+}
