@@ -1,8 +1,10 @@
 //! The gateway: Tidegate in front of the services behind it.
 //!
-//! A request is read by `proxy`, gets one canonical form of its path, finds its route, pays its limits, passes its breaker, is
-//! given a target, and is sent there. Decisions are pure (`route`, `limit`, `upstream`); their owners are actors, and what a
-//! request reads of them is published, so that no request waits in a mailbox.
+//! A request is read by [`proxy`], gets one canonical form of its path ([`path`]), finds its route ([`route`]), pays its limits
+//! ([`limit`]), may go along ([`identify`]), passes its breaker and is given a target ([`upstream`], [`breaker`]) of the stable
+//! version or the new one ([`canary`]), and is sent there. Targets come from [`discovery`] and are looked after by [`check`].
+//! Decisions are pure; their owners are actors, and what a request reads of them is published, so that no request waits in a
+//! mailbox. All of it as of one moment is a [`table`], which [`Gateway::apply`] swaps as a whole.
 
 pub mod access_log;
 pub mod address;
