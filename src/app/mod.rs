@@ -17,7 +17,7 @@ use crate::catalog::CatalogHandle;
 use crate::catalog::popularity::{self, PopularityHandle};
 use crate::clock::{Clock, Stopwatch};
 use crate::config::Config;
-use crate::control::Control;
+use crate::control::{self, Control};
 use crate::database::Database;
 use crate::event::visitor::Salts;
 use crate::http;
@@ -214,6 +214,11 @@ impl App {
             None => None,
         };
         let mut lock = DataLock::acquire(&config.data)?;
+        if control::make_up(&config)? {
+            // It may listen elsewhere.
+            drop((listener, front, admin, lock));
+            return Box::pin(Self::start(config.origin.read()?, clock)).await;
+        }
         lock.describe(&format!("process {} at http://{address}", std::process::id()))?;
         let core = Core::open(config, clock, lock).await?;
         let database = Database::new(&core.config.catalog, core.clock.clone())

@@ -66,6 +66,15 @@ pub async fn run(config: Result<Config, ConfigError>, args: ConfigArgs) -> anyho
         }
     };
     let request = server.request(method, path).insert_header((header::CONTENT_TYPE, "application/octet-stream"));
+    // Mistakes are told where they were made.
+    let name = match &args.command {
+        ConfigCommand::Apply { file } => Some(file.display().to_string()),
+        _ => None,
+    };
+    let request = match name {
+        Some(name) => request.query(&[("name", name)]).context("the file's name cannot be sent")?,
+        None => request,
+    };
     let mut answer = request
         .send_body(body)
         .await

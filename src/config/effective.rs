@@ -112,7 +112,7 @@ fn flatten(key: &str, value: &Value, flat: &mut BTreeMap<String, String>) {
 }
 
 /// Whether a key's value is a secret, whatever it is. Names of files with secrets are none.
-fn is_secret(key: &str) -> bool {
+pub(super) fn is_secret(key: &str) -> bool {
     let name = key.rsplit('.').next().unwrap_or(key);
     let secret = |word: &str| name == word || name.ends_with(&format!("_{word}"));
     key.starts_with("gateway.api_keys.")
@@ -140,7 +140,7 @@ fn mask_value(key: &str, value: &mut Value) {
 }
 
 /// An address without the password in it.
-fn without_password(text: &str) -> String {
+pub(super) fn without_password(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
     let end = rest.find(['/', '?', ',']).unwrap_or(rest.len());
     match rest[..end].rsplit_once('@') {

@@ -8,6 +8,7 @@ mod catalog;
 pub mod effective;
 pub mod gateway;
 mod identity;
+mod place;
 pub mod popularity;
 pub mod raw;
 mod redis;
@@ -21,8 +22,6 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Deserialize;
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
 
 use crate::cache::CacheOptions;
 use crate::catalog::popularity::PopularityOptions;
@@ -35,6 +34,7 @@ use crate::stats::{Retention, SharedOptions, StatsOptions};
 use crate::stream::StreamOptions;
 use admin::AdminOptions;
 use effective::Effective;
+use place::{describe, hint, line_of};
 use raw::RawConfig;
 use units::Span;
 
@@ -120,11 +120,10 @@ impl Config {
         Origin { file: file.map(Path::to_owned), variables }.read()
     }
 
-    fn parse(origin: &Origin, text: Option<String>) -> Result<Self, ConfigError> {
+    fn parse(origin: &Origin, name: String, text: Option<String>) -> Result<Self, ConfigError> {
         let mut table = toml::Table::new();
         let mut sources = Sources::default();
         if let Some(text) = text {
-            let name = origin.name();
             // Once from the text, for the line numbers of its errors; the merged table has none.
             toml::from_str::<RawConfig>(&text).map_err(|error| ConfigError(vec![describe(&name, &text, &error)]))?;
             table = toml::from_str(&text).map_err(|error| ConfigError(vec![format!("{name}: {error}")]))?;
@@ -176,6 +175,7 @@ impl std::fmt::Debug for Origin {
 }
 
 impl Origin {
+    /// What errors call the file.
     fn name(&self) -> String {
         self.file.as_ref().map_or_else(|| String::from("config"), |file| file.display().to_string())
     }
@@ -195,7 +195,7 @@ impl Origin {
     /// # Errors
     /// With every mistake, where it was made.
     pub fn read(&self) -> Result<Config, ConfigError> {
-        Config::parse(self, self.text()?)
+        Config::parse(self, self.name(), self.text()?)
     }
 
     /// The same, if the file said this.
@@ -203,7 +203,15 @@ impl Origin {
     /// # Errors
     /// With every mistake, where it was made.
     pub fn with_text(&self, text: String) -> Result<Config, ConfigError> {
-        Config::parse(self, Some(text))
+        Config::parse(self, self.name(), Some(text))
+    }
+
+    /// The same, if the file said what comes from elsewhere, which errors call `name`.
+    ///
+    /// # Errors
+    /// With every mistake, where it was made.
+    pub fn with_foreign(&self, name: &str, text: String) -> Result<Config, ConfigError> {
+        Config::parse(self, name.to_owned(), Some(text))
     }
 }
 
@@ -235,43 +243,6 @@ impl Sources {
             None => format!("{key}: {message}"),
         }
     }
-}
-
-/// The line on which `section.key` is set, or where the table begins that it should stand in. The entry of a list is called by
-/// its `name`, or by its place, as `#2`.
-fn line_of(text: &str, key: &str) -> Option<usize> {
-    let document = DeTable::parse(text).ok()?;
-    let mut at = None;
-    let mut table = document.get_ref();
-    let mut rest = key;
-    'deeper: loop {
-        // Names may have dots, so the longest that is there counts.
-        let ends = rest.match_indices('.').map(|(end, _)| end).chain([rest.len()]);
-        let named = ends.rev().find_map(|end| table.get_key_value(&rest[..end]).map(|found| (end, found)));
-        let Some((end, (name, value))) = named else { break };
-        at = Some(name.span().start);
-        rest = rest.get(end + 1..).unwrap_or_default();
-        table = match value.get_ref() {
-            DeValue::Table(inner) => inner,
-            DeValue::Array(entries) => {
-                let (entry, behind) = rest.split_once('.').unwrap_or((rest, ""));
-                for (place, found) in entries.iter().enumerate() {
-                    let DeValue::Table(inner) = found.get_ref() else { break 'deeper };
-                    let is_named =
-                        |name: &Spanned<DeValue<'_>>| matches!(name.get_ref(), DeValue::String(name) if name == entry);
-                    if inner.get("name").is_some_and(is_named) || format!("#{}", place + 1) == entry {
-                        at = Some(found.span().start);
-                        table = inner;
-                        rest = behind;
-                        continue 'deeper;
-                    }
-                }
-                break;
-            }
-            _ => break,
-        };
-    }
-    at.map(|at| text[..at.min(text.len())].matches('\n').count() + 1)
 }
 
 /// A variable's value as the number, truth value, list or table that it reads as.
@@ -306,41 +277,6 @@ fn set(table: &mut toml::Table, name: &str, value: toml::Value) -> Result<(), St
     let foreign = sections.join(".") == FOREIGN;
     inner.insert(if foreign { key.replace('_', ".") } else { key.clone() }, value);
     Ok(())
-}
-
-/// File, line, key and hint of an error in a file.
-fn describe(file: &str, text: &str, error: &toml::de::Error) -> String {
-    let message = hint(error.message());
-    match error.span() {
-        Some(span) => {
-            let before = &text[..span.start.min(text.len())];
-            let line = before.matches('\n').count() + 1;
-            let start = before.rfind('\n').map_or(0, |at| at + 1);
-            let column = before[start..].chars().count() + 1;
-            let content = text[start..].lines().next().unwrap_or_default().trim();
-            format!("{file}:{line}:{column}: {message}\n    {content}")
-        }
-        None => format!("{file}: {message}"),
-    }
-}
-
-/// Adds the nearest known key to an error about an unknown one.
-fn hint(message: &str) -> String {
-    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    match (message.starts_with("unknown field"), quoted.as_slice()) {
-        (true, [unknown, known @ ..]) => {
-            let near = known
-                .iter()
-                .map(|key| (strsim::damerau_levenshtein(unknown, key), key))
-                .min()
-                .filter(|(distance, key)| *distance <= 3.max(key.len() / 2));
-            match near {
-                Some((_, key)) => format!("unknown key `{unknown}`; did you mean `{key}`?"),
-                None => format!("unknown key `{unknown}`; known here are {}", known.join(", ")),
-            }
-        }
-        _ => message.to_owned(),
-    }
 }
 
 /// Checks what the types cannot; every mistake with its key.

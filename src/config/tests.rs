@@ -82,9 +82,9 @@ fn every_setting_has_a_comment() {
 #[test]
 fn mistakes_say_where_and_what_instead() {
     let error = load("[server]\nlisten = \"127.0.0.1:0\"\nworker = 3\n", &[]).unwrap_err();
-    assert!(error.starts_with("t.toml:3:1: unknown key `worker`; did you mean `workers`?"), "{error}");
+    assert!(error.starts_with("t.toml:3:1: server.worker: unknown key `worker`; did you mean `workers`?"), "{error}");
     let error = load("[journal]\nretention = \"1 year\"\n", &[]).unwrap_err();
-    assert!(error.starts_with("t.toml:2:13: `1 year` is no duration"), "{error}");
+    assert!(error.starts_with("t.toml:2:13: journal.retention: `1 year` is no duration"), "{error}");
     let error = load("[journal]\ndurability = \"sometimes\"\n", &[]).unwrap_err();
     assert!(error.contains("t.toml:2") && error.contains("synced"), "{error}");
     let error = load("[server\n", &[]).unwrap_err();
@@ -231,9 +231,15 @@ fallback = { upstream = \"users\" }
     assert_eq!(found, expected, "{error}");
     // Unknown keys are found by the parser, and with the nearest known one.
     let error = load("[[gateway.routes]]\nname = \"a\"\nupstrem = \"b\"\n", &[]).unwrap_err();
-    assert!(error.starts_with("t.toml:3:1: unknown key `upstrem`; did you mean `upstream`?"), "{error}");
+    assert!(
+        error.starts_with("t.toml:3:1: gateway.routes.a.upstrem: unknown key `upstrem`; did you mean `upstream`?"),
+        "{error}"
+    );
     let error = load("[gateway.upstreams.a.breaker]\nprobe = 1\n", &[]).unwrap_err();
-    assert!(error.starts_with("t.toml:2:1: unknown key `probe`; did you mean `probes`?"), "{error}");
+    assert!(
+        error.starts_with("t.toml:2:1: gateway.upstreams.a.breaker.probe: unknown key `probe`; did you mean `probes`?"),
+        "{error}"
+    );
     // What comes from a variable is the variable's.
     let routes = r#"[{ name = "a", path = "/a/", upstream = "b" }]"#;
     let error = load("[gateway]\nlisten = \"127.0.0.1:0\"\n", &[("TIDEGATE__GATEWAY__ROUTES", routes)]).unwrap_err();

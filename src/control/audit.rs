@@ -1,14 +1,14 @@
 //! The log of changes: who changed what in a running server, a line of JSON each, on disk before the change is confirmed.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::io;
 use std::path::Path;
 
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::disk;
 use crate::clock::{UnixMillis, rfc3339};
 
 /// A change that somebody made.
@@ -44,7 +44,7 @@ impl AuditLog {
     /// # Errors
     /// When it cannot be opened.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self(Mutex::new(OpenOptions::new().append(true).create(true).mode(0o600).open(path)?)))
+        Ok(Self(Mutex::new(disk::lines(path)?)))
     }
 
     /// Writes a line, and waits for the disk.
@@ -56,9 +56,7 @@ impl AuditLog {
         let line = Line { time: rfc3339(now), who, action, target, detail };
         let mut text = serde_json::to_vec(&line).map_err(io::Error::other)?;
         text.push(b'\n');
-        let mut file = self.0.lock();
-        file.write_all(&text)?;
-        file.sync_data()
+        disk::add_line(&mut self.0.lock(), &text)
     }
 }
 

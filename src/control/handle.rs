@@ -1,6 +1,6 @@
 //! The handle: changes are made one after the other, and what is in force is published.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +8,8 @@ use arc_swap::ArcSwap;
 use tokio::sync::Mutex;
 
 use super::audit::{AuditEntry, AuditLog};
-use super::history::{self, History, How, Version};
+use super::disk::{self, Fresh};
+use super::history::{History, How, Version};
 use super::judge::{Judge, Totals, Verdict};
 use super::{Applied, ControlError};
 use crate::clock::{Clock, Monotonic};
@@ -72,6 +73,36 @@ struct Coming {
     reason: Option<String>,
 }
 
+/// Gives the config file what it is owed, where a server died between putting a version in force and writing the file: true if
+/// the config has to be read again. The data folder must be ours.
+///
+/// # Errors
+/// When the history cannot be read.
+pub fn make_up(config: &Config) -> Result<bool, ControlError> {
+    let folder = config.data.join("config");
+    let Some(file) = config.origin.file.as_ref().filter(|_| folder.exists()) else { return Ok(false) };
+    let history = History::open(&folder).map_err(disk_error("the history of the config"))?;
+    let now = config.origin.text()?;
+    let Some((version, text)) = history.owed(now.as_deref()) else { return Ok(false) };
+    let written = disk::write(file, text.as_bytes(), mode_of(file));
+    match &written {
+        Ok(()) => log::warn!("config: the file is at version {version} now, which was in force when the server died"),
+        // It may be managed by others.
+        Err(error) => log::warn!("config: version {version} was in force, but the file cannot be written: {error}"),
+    }
+    history.settle().map_err(disk_error("the history of the config"))?;
+    Ok(written.is_ok())
+}
+
+fn disk_error(what: &'static str) -> impl FnOnce(std::io::Error) -> ControlError {
+    move |error| ControlError::Disk { what, error }
+}
+
+fn mode_of(file: &Path) -> u32 {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(file).map_or(0o600, |meta| meta.permissions().mode() & 0o777)
+}
+
 impl Control {
     /// Begins with the config that the server started with.
     ///
@@ -83,9 +114,10 @@ impl Control {
         options: AdminOptions,
         clock: Clock,
     ) -> Result<Self, ControlError> {
-        let disk = |what| move |error| ControlError::Disk { what, error };
-        let mut history = History::open(&config.data.join("config")).map_err(disk("the history of the config"))?;
-        let audit = AuditLog::open(&config.data.join("audit.log")).map_err(disk("the log of changes"))?;
+        let of_history = || disk_error("the history of the config");
+        let mut history = History::open(&config.data.join("config")).map_err(of_history())?;
+        history.settle().map_err(of_history())?;
+        let audit = AuditLog::open(&config.data.join("audit.log")).map_err(disk_error("the log of changes"))?;
         let text = config.origin.text()?;
         let latest = history.latest().map(|latest| latest.version);
         if latest.and_then(|latest| history.text(latest)) != Some(text.clone()) {
@@ -97,7 +129,7 @@ impl Control {
                 reason: None,
                 changes: Vec::new(),
             };
-            history.add(version, text.clone()).map_err(disk("the history of the config"))?;
+            history.add(version, text.clone()).map_err(of_history())?;
         }
         let state = State { history, seen: text, coming: None, judge: Judge::default() };
         let ticks = gateway.as_ref().map_or_else(Monotonic::system, |gateway| gateway.clock().clone());
@@ -144,11 +176,18 @@ impl Control {
         self.take_file(&mut state, who, How::Signal)
     }
 
-    /// Takes this text, which becomes the file's. `expected` is the version that whoever sends it has read.
+    /// Takes this text, which becomes the file's; mistakes in it call it `name`. `expected` is the version that whoever sends it
+    /// has read.
     ///
     /// # Errors
     /// With every mistake, or when somebody was faster; then nothing has changed.
-    pub async fn put(&self, text: String, expected: Option<u64>, who: &str) -> Result<Applied, ControlError> {
+    pub async fn put(
+        &self,
+        text: String,
+        name: &str,
+        expected: Option<u64>,
+        who: &str,
+    ) -> Result<Applied, ControlError> {
         let mut state = self.0.state.lock().await;
         let current = state.version();
         if expected.is_some_and(|expected| expected != current) {
@@ -156,12 +195,12 @@ impl Control {
         }
         let origin = &self.config().origin;
         let file = origin.file.clone().ok_or(ControlError::NoFile)?;
-        let config = origin.with_text(text.clone())?;
+        let config = origin.with_foreign(name, text.clone())?;
         let coming = Coming { config, text: Some(text.clone()), who: who.to_owned(), how: How::Api, reason: None };
-        let applied = self.bring(&mut state, coming)?;
-        // After the history: whoever starts after a crash in between starts with what was good.
-        write_file(&mut state, &file, text)?;
-        Ok(applied)
+        // Before anything is changed: a file that cannot be written is a change that cannot be made.
+        let fresh = Fresh::write(&file, text.as_bytes(), mode_of(&file)).map_err(disk_error("the config file"))?;
+        let written = self.bring_and_place(&mut state, coming, Some((fresh, text)));
+        written.and_then(|(applied, placed)| placed.map(|()| applied).map_err(disk_error("the config file")))
     }
 
     /// Goes back to a version, or to the one before that in force.
@@ -188,19 +227,54 @@ impl Control {
         let text = state.history.text(to).ok_or(ControlError::NoVersion(to))?;
         let origin = self.config().origin.clone();
         let config = match &text {
-            Some(text) => origin.with_text(text.clone())?,
+            Some(text) => origin.with_foreign(&format!("version {to}"), text.clone())?,
             None => origin.read()?,
         };
         let reason = Some(reason.unwrap_or_else(|| format!("back to version {to}")));
         let coming = Coming { config, text: text.clone(), who: who.to_owned(), how, reason };
-        let applied = self.bring(state, coming)?;
-        if let (Some(file), Some(text)) = (&origin.file, text)
-            && let Err(error) = write_file(state, file, text)
-        {
+        let fresh = match (&origin.file, text) {
+            (Some(file), Some(text)) => {
+                Fresh::write(file, text.as_bytes(), mode_of(file)).map(|fresh| Some((fresh, text)))
+            }
+            _ => Ok(None),
+        };
+        let (applied, placed) = match fresh {
+            Ok(fresh) => self.bring_and_place(state, coming, fresh)?,
+            Err(error) => (self.bring(state, coming)?, Err(error)),
+        };
+        if let Err(error) = placed {
             // In force it is. A file that others manage may be one that we cannot write.
             log::warn!("config: version {to} is in force, but the file still says something else: {error}");
         }
         Ok(applied)
+    }
+
+    /// Brings a config into force, and its text into the file. The history comes first: whoever starts after a crash in between
+    /// makes up for it.
+    fn bring_and_place(
+        &self,
+        state: &mut State,
+        coming: Coming,
+        fresh: Option<(Fresh, String)>,
+    ) -> Result<(Applied, std::io::Result<()>), ControlError> {
+        let Some((fresh, text)) = fresh else { return Ok((self.bring(state, coming)?, Ok(()))) };
+        let promised = state.history.promise(state.seen.as_deref()).map_err(disk_error("the history of the config"));
+        let applied = match promised.and_then(|()| self.bring(state, coming)) {
+            Ok(applied) => applied,
+            Err(error) => {
+                fresh.discard();
+                // What is left behind asks for a version that is not there.
+                let _ = state.history.settle();
+                return Err(error);
+            }
+        };
+        let placed = fresh.place();
+        if placed.is_ok() {
+            state.seen = Some(text);
+            state.coming = None;
+        }
+        let settled = state.history.settle();
+        Ok((applied, placed.and(settled)))
     }
 
     fn take_file(&self, state: &mut State, who: &str, how: How) -> Result<Applied, ControlError> {
@@ -311,16 +385,6 @@ impl State {
         let earlier = self.history.versions().iter().rev().skip(1);
         earlier.map(|version| version.version).find(|version| self.history.text(*version) != current)
     }
-}
-
-fn write_file(state: &mut State, file: &PathBuf, text: String) -> Result<(), ControlError> {
-    use std::os::unix::fs::PermissionsExt;
-    let mode = std::fs::metadata(file).map_or(0o600, |meta| meta.permissions().mode() & 0o777);
-    history::write(file, text.as_bytes(), mode)
-        .map_err(|error| ControlError::Disk { what: "the config file", error })?;
-    state.seen = Some(text);
-    state.coming = None;
-    Ok(())
 }
 
 /// Keys whose change a running process cannot follow.

@@ -1,13 +1,14 @@
 //! The versions of the config that were in force, on disk: each is written whole or not at all.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use xxhash_rust::xxh3::xxh3_128;
 
+use super::disk;
 use crate::clock::UnixMillis;
 use crate::config::effective::Change;
 
@@ -56,6 +57,20 @@ struct Kept {
     #[serde(flatten)]
     version: Version,
     text: Option<String>,
+}
+
+/// What is owed to the config file.
+#[derive(Serialize, Deserialize)]
+struct Promise {
+    version: u64,
+    /// Of its text before.
+    before: Option<String>,
+}
+
+const PROMISE: &str = "promise";
+
+fn hash(text: &str) -> String {
+    format!("{:032x}", xxh3_128(text.as_bytes()))
 }
 
 /// The history in a folder.
@@ -112,7 +127,7 @@ impl History {
         version.version = self.latest().map_or(1, |latest| latest.version + 1);
         let number = version.version;
         let kept = Kept { version, text };
-        write(&self.path(number), &serde_json::to_vec_pretty(&kept).map_err(io::Error::other)?, 0o600)?;
+        disk::write(&self.path(number), &serde_json::to_vec_pretty(&kept).map_err(io::Error::other)?, 0o600)?;
         self.versions.push(kept.version);
         while self.versions.len() > MOST {
             let oldest = self.versions.remove(0);
@@ -122,6 +137,35 @@ impl History {
         Ok(number)
     }
 
+    /// Notes that the config file, which says `before`, is to get the text of the next version: should the process die after the
+    /// version is written and before the file is, the next one makes up for it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn promise(&self, before: Option<&str>) -> io::Result<()> {
+        let version = self.latest().map_or(1, |latest| latest.version + 1);
+        let promise = Promise { version, before: before.map(hash) };
+        disk::write(&self.folder.join(PROMISE), &serde_json::to_vec(&promise).map_err(io::Error::other)?, 0o600)
+    }
+
+    /// The file has its text, or will not get it.
+    ///
+    /// # Errors
+    /// When the note cannot be removed.
+    pub fn settle(&self) -> io::Result<()> {
+        disk::remove(&self.folder.join(PROMISE))
+    }
+
+    /// What a file that says `now` should have got, of the latest version; not if somebody has changed it since.
+    pub fn owed(&self, now: Option<&str>) -> Option<(u64, String)> {
+        let bytes = fs::read(self.folder.join(PROMISE)).ok()?;
+        let promise: Promise = serde_json::from_slice(&bytes).ok()?;
+        let latest = self.latest()?.version;
+        let text = self.text(latest)??;
+        let is_owed = promise.version == latest && promise.before == now.map(hash) && now != Some(text.as_str());
+        is_owed.then_some((latest, text))
+    }
+
     fn path(&self, version: u64) -> PathBuf {
         self.folder.join(format!("{version:08}.json"))
     }
@@ -129,23 +173,6 @@ impl History {
 
 fn read(path: &Path) -> io::Result<Kept> {
     serde_json::from_slice(&fs::read(path)?).map_err(io::Error::other)
-}
-
-/// Writes a file whole or not at all: whoever looks, and whoever starts after a crash, finds the old one or the new one.
-///
-/// # Errors
-/// When the disk does not take it; then the old one is there.
-pub(super) fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let fresh = folder.join(name);
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&fresh)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&fresh, path)?;
-    // The name is safe only when the folder is.
-    File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]

@@ -6,9 +6,12 @@
 //! the log of changes ([`audit`]).
 
 mod audit;
+mod disk;
 mod handle;
 mod history;
 mod judge;
+#[cfg(test)]
+mod kill_tests;
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -17,7 +20,7 @@ use crate::config::ConfigError;
 use crate::config::effective::Change;
 
 pub use audit::AuditEntry;
-pub use handle::Control;
+pub use handle::{Control, make_up};
 pub use history::{How, Version};
 
 /// What became of a change.

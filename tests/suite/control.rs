@@ -152,31 +152,54 @@ async fn it_wants_the_key_and_shows_no_secret() {
     assert_eq!(client::get(&format!("{}/api/v1/admin/config", app.url)).await.status, 404, "it is nowhere else");
 }
 
+/// Line and key of every mistake in a message that begins each with this name.
+fn mistakes<'a>(message: &'a str, name: &str) -> Vec<(usize, &'a str)> {
+    let told = message.lines().filter(|line| !line.starts_with("    "));
+    told.map(|mistake| {
+        let place = mistake.strip_prefix(name).and_then(|rest| rest.strip_prefix(':'));
+        let (line, rest) = place.and_then(|rest| rest.split_once(':')).unwrap_or_else(|| panic!("no line: {message}"));
+        let column = rest.split_once(':').filter(|(column, _)| column.parse::<usize>().is_ok());
+        let rest = column.map_or(rest, |(_, rest)| rest);
+        let key = rest.trim_start().split_once(": ").map(|(key, _)| key).filter(|key| !key.contains(' '));
+        (line.parse().unwrap(), key.unwrap_or_else(|| panic!("no key: {message}")))
+    })
+    .collect()
+}
+
 #[actix_web::test]
 async fn broken_configs_are_refused_and_nothing_changes() {
     let backend = Backend::echo();
-    let good = config(&backend, 1, "");
+    let more = "[gateway.routes.cors]\norigins = [\"https://shop.example\"]\ncredentials = true\n\
+         [gateway.routes.canary]\nupstream = \"b\"\nsteps = [1, 10]\ninterval = \"1m\"\n\
+         [gateway.upstreams.b]\ntargets = [\"127.0.0.1:1\"]\nmax_fails = 3\nfail_timeout = \"30s\"\n\
+         [gateway.upstreams.b.breaker]\nprobes = 3\n[gateway.upstreams.b.health]\npath = \"/up\"\ninterval = \"5s\"\n\
+         [sites.shop]\nprivacy_signal = \"drop\"\n";
+    let good = config(&backend, 1, more);
     let app = TestApp::with_gateway(behind_head(&good), &[]).await;
-    // Every line, broken in four ways; what happens to be valid all the same is left out.
+    assert_eq!(post(&app, "config", &good).await.status, 200);
+    // Every line, broken in several ways; what happens to be valid all the same is left out.
     let mut broken = Vec::new();
     for (number, line) in good.lines().enumerate() {
+        let with = |value: &str| line.split_once(" = ").map_or_else(String::new, |(key, _)| format!("{key} = {value}"));
         let ways = [
             line.replacen('=', "", 1),
             line.replacen('"', "", 1),
             line.replacen(" = ", "x = ", 1),
             line.replacen("[", "[[", 1).replacen("= [[", "= [", 1),
-            line.split_once(" = ").map_or_else(String::new, |(key, _)| format!("{key} = -1")),
-            line.split_once(" = ").map_or_else(String::new, |(key, _)| format!("{key} = \"no such thing\"")),
+            with("-1"),
+            with("\"no such thing\""),
+            with("{}"),
             format!("{line}\n{line}"),
         ];
         for way in ways.iter().filter(|way| !way.is_empty() && *way != line) {
             let lines = good.lines().enumerate().map(|(n, kept)| if n == number { way.as_str() } else { kept });
-            broken.push(lines.collect::<Vec<_>>().join("\n"));
+            broken.push((number + 1, lines.collect::<Vec<_>>().join("\n")));
         }
     }
-    let mut refused = 0;
-    for text in &broken {
-        let answer = post(&app, "config", text).await;
+    let own = file(&app).display().to_string();
+    let (mut refused, mut there) = (0, 0);
+    for (number, text) in &broken {
+        let answer = post(&app, "config?name=next.toml", text).await;
         if answer.status == 200 {
             // It means the same, or something else that is valid.
             assert_eq!(post(&app, "config", &good).await.status, 200);
@@ -184,13 +207,29 @@ async fn broken_configs_are_refused_and_nothing_changes() {
         }
         assert_eq!(answer.status, 422, "{text}\n{}", answer.text());
         let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
-        let names_line = message.lines().any(|line| line.contains("tidegate.toml:"));
-        assert!(names_line, "{message}\n---\n{text}");
+        let told = mistakes(&message, "next.toml");
+        assert!(
+            !told.is_empty() && told.iter().all(|(line, _)| *line <= text.lines().count()),
+            "{message}\n---\n{text}"
+        );
+        there += u32::from(told.iter().any(|(line, _)| line.abs_diff(*number) <= 1));
         assert_eq!(std::fs::read_to_string(file(&app)).unwrap(), good);
         refused += 1;
         assert_eq!(client::get(&format!("{}/x", app.gateway())).await.status, 200, "traffic is untouched");
+        if refused % 10 == 0 {
+            // The same from the file.
+            std::fs::write(file(&app), text).unwrap();
+            let answer = post(&app, "config/reload", "").await;
+            let same = message.lines().map(|line| line.replacen("next.toml:", &format!("{own}:"), 1));
+            let told = answer.json()["error"]["message"].as_str().unwrap().to_owned();
+            assert_eq!((answer.status, told), (422, same.collect::<Vec<_>>().join("\n")));
+            std::fs::write(file(&app), &good).unwrap();
+        }
     }
-    assert!(refused >= 60, "{refused} of {}", broken.len());
+    assert!(refused >= 100, "{refused} of {}", broken.len());
+    // The others name what refers to it, as a route does that has lost its upstream.
+    assert!(there * 10 >= refused * 8, "{there} of {refused} name the line that was broken");
+    assert_eq!(get(&app, "config").await["config"]["gateway"]["routes"][1]["retries"], 1);
 }
 
 #[actix_web::test]
@@ -294,7 +333,7 @@ async fn a_thousand_reloads_drop_no_request_and_no_socket() {
         .collect();
     let control = app.app().control().clone();
     for n in 0..1000u32 {
-        let applied = control.put(config(&backend, 2 + n % 2, &more), None, "the test").await.unwrap();
+        let applied = control.put(config(&backend, 2 + n % 2, &more), "config", None, "the test").await.unwrap();
         assert_eq!(applied.changes.len(), 1);
     }
     stop.store(true, Ordering::SeqCst);
@@ -324,10 +363,10 @@ async fn a_kill_at_any_moment_leaves_a_config_that_starts() {
     let first = config(&backend, 1, "");
     let mut server = Process::with_gateway(&data, behind_head(&first), &[]);
     let file = folder.path().join("tidegate.toml");
-    for round in 0..10u32 {
+    for round in 0..30u32 {
         let (url, backend_at) = (format!("{}/api/v1/admin/config", server.admin), backend.address);
         let text = |n: u32| config(&backend, 1 + n % 10, "");
-        let deadline = std::time::Instant::now() + Duration::from_millis(30 + 17 * u64::from(round));
+        let deadline = std::time::Instant::now() + Duration::from_millis(10 + 7 * u64::from(round));
         let mut n = round;
         while std::time::Instant::now() < deadline {
             n += 1;
@@ -347,4 +386,22 @@ async fn a_kill_at_any_moment_leaves_a_config_that_starts() {
         let answer = client::get(&format!("{}/api/v1/admin/config", server.admin)).await.json();
         assert!(answer["data"]["version"].as_u64().unwrap() > 0);
     }
+    // It died between the version and the file: the version is what was in force.
+    let url = format!("{}/api/v1/admin/config", server.admin);
+    let (before, after) = (config(&backend, 0, ""), config(&backend, 5, ""));
+    for text in [&before, &after] {
+        assert_eq!(client::post(&url, &[], text.clone().into_bytes()).await.status, 200);
+    }
+    let version = client::get(&url).await.json()["data"]["version"].as_u64().unwrap();
+    server.kill();
+    let hash = format!("{:032x}", xxhash_rust::xxh3::xxh3_128(before.as_bytes()));
+    let promise = json!({ "version": version, "before": hash });
+    std::fs::write(data.join("config/promise"), promise.to_string()).unwrap();
+    let server = Process::with_gateway(&data, behind_head(&before), &[]);
+    let shown = client::get(&format!("{}/api/v1/admin/config", server.admin)).await.json()["data"].clone();
+    assert_eq!(
+        (shown["version"].as_u64(), &shown["config"]["gateway"]["routes"][1]["retries"]),
+        (Some(version), &json!(5))
+    );
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), after);
 }

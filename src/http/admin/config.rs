@@ -39,14 +39,24 @@ pub async fn show(_: Operator, state: web::Data<State>, control: web::Data<Contr
     answer
 }
 
+/// How a text is sent.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sent {
+    name: Option<String>,
+}
+
 /// Other settings: the whole file, TOML. It is validated, put in force, kept in the history, and becomes the file's text.
 #[utoipa::path(tag = "admin", operation_id = "admin_config_replace", security(("operator" = [])),
-    params(("If-Match" = Option<String>, Header, description = "The version that was read, like `\"3\"`", example = "\"3\"")),
+    params(
+        ("name" = Option<String>, Query, description = "What mistakes call the text; else `config`", example = "next.toml"),
+        ("If-Match" = Option<String>, Header, description = "The version that was read, like `\"3\"`", example = "\"3\""),
+    ),
     request_body(content = String, content_type = "application/toml", example = json!("[gateway]\nlisten = \"0.0.0.0:8000\"\n")), responses(
     (status = 200, body = Envelope<Applied>, example = json!({"success": true, "data": {"version": 4, "changes": [{"key": "gateway.routes.users.retries", "before": "1", "after": "2"}], "restart": []}, "timestamp": 1795420800})),
     (status = 401, body = ErrorEnvelope, description = "Not the operator"),
     (status = 412, body = ErrorEnvelope, description = "Somebody changed it in between"),
-    (status = 422, body = ErrorEnvelope, description = "It has mistakes; each with line and key"),
+    (status = 422, body = ErrorEnvelope, description = "It has mistakes; each with name, line and key"),
 ))]
 #[post("/api/v1/admin/config")]
 pub async fn replace(
@@ -54,12 +64,13 @@ pub async fn replace(
     state: web::Data<State>,
     control: web::Data<Control>,
     request: HttpRequest,
+    query: web::Query<Sent>,
     body: Bytes,
 ) -> Result<HttpResponse, ApiError> {
     let text = String::from_utf8(body.into())
         .map_err(|_| ApiError::InvalidConfig(String::from("the config must be text in UTF-8")))?;
     let expected = expected(request.headers())?;
-    let applied = control.put(text, expected, who(&state)).await?;
+    let applied = control.put(text, query.name.as_deref().unwrap_or("config"), expected, who(&state)).await?;
     Ok(cached::fresh(applied, state.clock.now()))
 }
 
