@@ -30,7 +30,7 @@ const LINGER: Duration = Duration::from_millis(50);
 const MAX_PATH: usize = 1024;
 
 /// What is logged of a request.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Entry<'a> {
     /// When it came.
     #[serde(rename = "time", serialize_with = "as_rfc3339")]

@@ -526,6 +526,14 @@ async fn the_own_endpoints_are_reached_through_it() {
 }
 
 #[actix_web::test]
+async fn own_endpoints_get_the_headers_that_the_route_sets() {
+    let toml = format!("{OWN}request_headers = {{ authorization = \"Bearer the-key-of-operators\" }}\n");
+    let app = TestApp::with_gateway(&toml, &[("server.admin_key", "the-key-of-operators")]).await;
+    assert_eq!(client::get(&format!("{}/api/v1/export", app.url)).await.status, 401);
+    assert_eq!(client::get(&format!("{}/api/v1/export", app.gateway())).await.status, 200);
+}
+
+#[actix_web::test]
 async fn a_beacon_through_it_is_counted_once_and_for_its_sender() {
     let app = TestApp::with_gateway(OWN, &[("server.trusted_proxies", "[\"127.0.0.0/8\"]")]).await;
     // Sent again with the same id, as by a page that did not hear the answer.

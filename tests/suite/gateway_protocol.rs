@@ -493,6 +493,61 @@ async fn a_client_that_does_not_read_is_cut_off() {
 }
 
 #[actix_web::test]
+async fn an_upgrade_has_its_place_among_the_connections() {
+    let hand = Hand::listen();
+    let toml =
+        format!("max_connections = 1\nclient_timeout = \"300ms\"\n{}", hand.toml()) + &route("all", "path = \"/\"");
+    let app = TestApp::with_gateway(&toml, &[]).await;
+    let gateway = app.app().gateway_address().unwrap();
+    beside(move || {
+        let mut first = Wire::connect(gateway);
+        first.send(UPGRADE);
+        let (mut target, _) = hand.take();
+        target.send(SWITCH);
+        assert_eq!(first.head().unwrap().status, 101);
+        let mut second = Wire::connect(gateway);
+        second.send("GET / HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n");
+        assert!(second.is_silent(Duration::from_millis(300)), "there is no room for it");
+        first.send("still");
+        assert!(target.through(b"still").is_some());
+        // The client does not close its end, and is not waited for.
+        target.hang_up();
+        first.end();
+        let (mut target, _) = hand.take();
+        target.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        assert_eq!(second.answer().unwrap().body, b"ok");
+    })
+    .await;
+    assert!(app.stop().await.path().exists());
+}
+
+#[actix_web::test]
+async fn what_is_no_request_is_counted_and_logged() {
+    let backend = Backend::echo();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("access.log");
+    let toml = format!("access_log = \"{}\"\n", file.display()) + &all_to(&backend);
+    let app = TestApp::with_gateway(&toml, &[]).await;
+    let gateway = app.app().gateway_address().unwrap();
+    beside(move || {
+        for rubbish in ["rubbish\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"] {
+            let mut client = Wire::connect(gateway);
+            client.send(rubbish);
+            assert_eq!(client.answer().unwrap().status, 400);
+        }
+    })
+    .await;
+    eventually("both are in the log", async || {
+        let log = std::fs::read_to_string(&file).unwrap_or_default();
+        log.matches("\"status\":400,").count() == 2 && log.matches("\"error\":\"malformed_request\"").count() == 2
+    })
+    .await;
+    let metrics = app.get("/metrics").await.text();
+    assert!(metrics.contains("tidegate_gateway_requests_total{route=\"(none)\",status=\"4xx\"} 2"), "{metrics}");
+    assert_eq!(backend.count(), 0);
+}
+
+#[actix_web::test]
 async fn requests_in_a_row_are_answered_in_their_order() {
     let backend = Backend::start(|seen| {
         let wait = if seen.target == "/0" { Duration::from_millis(150) } else { Duration::ZERO };
@@ -949,6 +1004,40 @@ mod two {
         let answer = sender.send_request(Request::get("https://t/fine").body(body("")).unwrap()).await.unwrap();
         assert_eq!(answer.status(), 200);
         // And what was begun is let go of.
+        eventually("nothing is under way", async || {
+            let text = app.get("/metrics").await.text();
+            let under_way = text.lines().filter(|line| line.starts_with("tidegate_upstream_in_flight"));
+            under_way.clone().count() > 0 && under_way.clone().all(|line| line.ends_with(" 0"))
+        })
+        .await;
+    }
+
+    #[actix_web::test]
+    async fn a_client_that_opens_no_window_is_cut_off() {
+        let backend = Backend::start(|seen| match seen.target.as_str() {
+            "/small" => Reply::ok("x"),
+            _ => Reply::ok(&"x".repeat(1 << 20)),
+        });
+        let toml = format!("client_timeout = \"300ms\"\n{}", tls_toml(&file("server.pem"), &file("server.key")));
+        let app = TestApp::with_gateway(&(toml + &all_to(&backend)), &[]).await;
+        let at = app.app().gateway_tls_address().unwrap();
+        let ca = std::fs::read(file("ca.pem")).unwrap();
+        for window in [0, 65_535] {
+            let (mut sender, driver) = hyper::client::conn::http2::Builder::new(Local)
+                .initial_stream_window_size(window)
+                .handshake(TokioIo::new(connect(at, &ca, &[b"h2"]).await.unwrap()))
+                .await
+                .unwrap();
+            let ended = tokio::task::spawn_local(driver);
+            let small = sender.send_request(Request::get("https://t/small").body(body("")).unwrap()).await.unwrap();
+            assert_eq!(small.status(), 200);
+            let large = sender.send_request(Request::get("https://t/large").body(body("")).unwrap()).await.unwrap();
+            assert_eq!(large.status(), 200);
+            // It reads nothing, and all the same holds on.
+            let _ = tokio::time::timeout(PATIENCE, ended).await.expect("it is held for ever");
+            assert!(large.into_body().collect().await.is_err(), "it was cut");
+            drop(small);
+        }
         eventually("nothing is under way", async || {
             let text = app.get("/metrics").await.text();
             let under_way = text.lines().filter(|line| line.starts_with("tidegate_upstream_in_flight"));

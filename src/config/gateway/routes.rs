@@ -258,6 +258,9 @@ fn destination(raw: &Route, known: &Known<'_>, keys: &mut Keys<'_>) -> Destinati
 fn fallback(raw: &Route, known: &Known<'_>, keys: &mut Keys<'_>) -> FallbackOptions {
     let mut keys = keys.below("fallback");
     let stale = keys.finite("stale", raw.fallback.stale, Duration::ZERO);
+    if raw.own && !stale.is_zero() {
+        keys.bad("stale", "own endpoints have caches of their own");
+    }
     let upstream = Some(raw.fallback.upstream.clone()).filter(|name| !name.is_empty());
     if let Some(name) = &upstream {
         if raw.own {

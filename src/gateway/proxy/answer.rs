@@ -29,6 +29,8 @@ pub struct Answer {
     deadline: Option<Pin<Box<Sleep>>>,
     /// What it broke off with, until that is told.
     broken: Option<BodyError>,
+    /// Whether there is a piece of it that the client may take, and nobody has asked for the next.
+    offered: bool,
 }
 
 /// Where a body comes from.
@@ -157,7 +159,27 @@ impl UpstreamBody {
 impl Answer {
     /// A body; the exchange is over when it is.
     pub fn new(source: Source, exchange: Option<Box<Exchange>>, deadline: Option<Pin<Box<Sleep>>>) -> Self {
-        Self { source, exchange, deadline, broken: None }
+        let mut this = Self { source, exchange, deadline, broken: None, offered: false };
+        if !this.is_end_stream() {
+            this.offer();
+        }
+        this
+    }
+
+    fn offer(&mut self) {
+        if let Some(exchange) = &self.exchange {
+            let (connection, clock) = exchange.connection();
+            connection.offer(clock.now());
+            self.offered = true;
+        }
+    }
+
+    fn taken(&mut self) {
+        if let (true, Some(exchange)) = (self.offered, &self.exchange) {
+            let (connection, clock) = exchange.connection();
+            connection.taken(clock.now());
+            self.offered = false;
+        }
     }
 
     fn fail(&mut self, code: &'static str) {
@@ -167,12 +189,19 @@ impl Answer {
     }
 }
 
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.taken();
+    }
+}
+
 impl Body for Answer {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
+        this.taken();
         if let Some(error) = this.broken.take() {
             return Poll::Ready(Some(Err(error)));
         }
@@ -191,6 +220,7 @@ impl Body for Answer {
                 if let (true, Some(exchange)) = (frame.is_trailers(), &mut this.exchange) {
                     exchange.whole = true;
                 }
+                this.offer();
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {

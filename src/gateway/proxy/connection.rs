@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use crate::clock::Nanos;
 
 /// The state of a client's connection. Only its own thread writes; it is atomic because what is upgraded may move.
@@ -23,6 +25,12 @@ struct Inner {
     head_since: AtomicU64,
     /// Since when the client takes nothing of what is to be written; 0 is not.
     stuck_since: AtomicU64,
+    /// Bodies of answers whose next piece nobody asks for at present, as the client takes nothing.
+    waiting: AtomicU32,
+    /// When a piece of any body was asked for last, or the first of `waiting` began to wait.
+    moved_at: AtomicU64,
+    /// For who waits for the end of an upgrade.
+    ended: Notify,
 }
 
 /// Whether a connection has made us wait for too long.
@@ -76,6 +84,31 @@ impl ConnectionState {
             self.heading(Some(now));
         }
         self.0.busy.fetch_sub(1, Ordering::Relaxed);
+        self.0.ended.notify_waiters();
+    }
+
+    /// Waits until no request is under way, an upgraded one above all.
+    pub async fn over(&self) {
+        loop {
+            let ended = self.0.ended.notified();
+            if self.0.busy.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    /// A body has a piece that the client may take. Of HTTP/2, where a client can refuse one body and go on reading the rest.
+    pub fn offer(&self, now: Nanos) {
+        if self.0.waiting.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.0.moved_at.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// The piece was taken, or never will be.
+    pub fn taken(&self, now: Nanos) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.moved_at.store(now, Ordering::Relaxed);
     }
 
     /// A head is coming since `since`, or none is.
@@ -108,6 +141,11 @@ impl ConnectionState {
         let stuck_since = self.0.stuck_since.load(Ordering::Relaxed);
         if stuck_since != 0 {
             let left = head.saturating_sub(waited(stuck_since));
+            return if left.is_zero() { Patience::Slow } else { Patience::For(left) };
+        }
+        // The same of HTTP/2, whose windows are no business of the socket: no body moves.
+        if self.0.waiting.load(Ordering::Relaxed) > 0 {
+            let left = head.saturating_sub(waited(self.0.moved_at.load(Ordering::Relaxed)));
             return if left.is_zero() { Patience::Slow } else { Patience::For(left) };
         }
         // A head that comes behind a request under way is not read on before that is answered.
@@ -155,6 +193,13 @@ mod tests {
         assert_eq!(state.judge(1069 * SECOND, keep, head), Patience::For(Duration::from_secs(1)));
         assert_eq!(state.judge(1070 * SECOND, keep, head), Patience::Slow, "whoever does not read is not waited for");
         state.stuck(None);
+        state.offer(1100 * SECOND);
+        state.offer(1105 * SECOND);
+        assert_eq!(state.judge(1106 * SECOND, keep, head), Patience::For(Duration::from_secs(4)));
+        state.taken(1107 * SECOND);
+        assert_eq!(state.judge(1110 * SECOND, keep, head), Patience::For(Duration::from_secs(7)), "one of them moves");
+        assert_eq!(state.judge(1117 * SECOND, keep, head), Patience::Slow);
+        state.taken(1117 * SECOND);
         assert!(matches!(state.judge(1999 * SECOND, keep, head), Patience::For(_)));
         state.upgrade();
         assert!(matches!(state.judge(5000 * SECOND, keep, head), Patience::For(_)));

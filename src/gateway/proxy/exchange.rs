@@ -3,14 +3,14 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::Method;
 use hyper::header::HeaderValue;
 
 use super::body::Progress;
 use super::connection::ConnectionState;
-use crate::clock::Nanos;
-use crate::clock::UnixMillis;
+use crate::clock::{Monotonic, Nanos, UnixMillis};
 use crate::gateway::Gateway;
 use crate::gateway::access_log::{Entry, Used};
 use crate::gateway::metrics::Observed;
@@ -101,9 +101,29 @@ impl Exchange {
         })
     }
 
+    /// Whose connection it came by, and what the time is there.
+    pub fn connection(&self) -> (&ConnectionState, &Monotonic) {
+        (&self.state, self.gateway.clock())
+    }
+
+    /// How long a client may take for what it has to do.
+    pub fn client_timeout(&self) -> Duration {
+        self.gateway.options().client_timeout
+    }
+
     /// Its id, as text.
     pub fn request_id(&self) -> &str {
         self.request_id.to_str().unwrap_or_default()
+    }
+}
+
+/// A request that was none, and was answered 400 by the parser.
+pub fn malformed(gateway: &Gateway) {
+    let observed =
+        Observed { status: 400, took: Duration::ZERO, bytes_in: 0, bytes_out: 0, retries: 0, stood_in: None };
+    gateway.unrouted().observe(&observed);
+    if let Some(log) = gateway.access_log() {
+        log.log(&Entry { at: gateway.wall().now(), status: 400, error: Some("malformed_request"), ..Entry::default() });
     }
 }
 

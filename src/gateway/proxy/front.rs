@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::connection::{ConnectionState, Patience};
+use super::exchange::malformed;
 use super::exec::LocalExec;
 use super::guarded::Guarded;
 use super::own::OwnFactory;
@@ -207,6 +208,15 @@ where
     });
     if let Some(Err(error)) = ended.await {
         log::debug!("a client's connection ended: {error}");
+        if error.is_parse() {
+            malformed(&worker.gateway);
+        }
+    }
+    // What it was upgraded to has its place among the connections, until it ends or we do.
+    if state.is_upgraded() {
+        let mut drain = worker.gateway.draining();
+        let stop = pin!(drain.wait_for(|draining| *draining));
+        futures_util::future::select(pin!(state.over()), stop).await;
     }
 }
 

@@ -1,9 +1,13 @@
 //! What flows after a 101: bytes, both ways, that are nobody's business.
 
+use std::pin::pin;
+use std::time::Duration;
+
 use bytes::Bytes;
+use futures_util::future::{Either, select};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
@@ -34,22 +38,45 @@ impl Tunnel {
                     return log::debug!("an upgrade came to nothing: {error}");
                 }
             };
-            let Some(mut client) = opened(client) else {
+            let Some(client) = opened(client) else {
                 exchange.cut = Some("upgrade_broken");
                 ticket.finish(true);
                 return log::debug!("a client did not wait for the answer to its upgrade");
             };
-            let mut target = TokioIo::new(target);
-            // An end without a farewell is how most of these end.
-            let passed = tokio::io::copy_bidirectional(&mut client, &mut target).await;
-            if let Ok((up, down)) = passed {
-                exchange.progress.bytes.set(up);
-                exchange.bytes_out = down;
-            }
+            let target = TokioIo::new(target);
+            let (up, down) = pass(client, target, exchange.client_timeout()).await;
+            exchange.progress.bytes.set(up);
+            exchange.bytes_out = down;
             exchange.whole = true;
             ticket.finish(true);
         });
     }
+}
+
+/// Passes bytes both ways, and says how many, as far as is known. An end without a farewell is how most of these end.
+///
+/// A client that has nothing more to say may go on listening for as long as the target speaks. A target that has ended has
+/// nobody behind it who could listen: the client has `linger` to see that.
+async fn pass(client: impl Stream, target: impl Stream, linger: Duration) -> (u64, u64) {
+    let (mut from_client, mut to_client) = tokio::io::split(client);
+    let (mut from_target, mut to_target) = tokio::io::split(target);
+    let up = async {
+        let passed = tokio::io::copy(&mut from_client, &mut to_target).await;
+        let _ = to_target.shutdown().await;
+        passed
+    };
+    let down = async {
+        let passed = tokio::io::copy(&mut from_target, &mut to_client).await;
+        let _ = to_client.shutdown().await;
+        passed
+    };
+    let (up, down) = match select(pin!(up), pin!(down)).await {
+        // Whom it came from is broken, or the other one takes nothing any more.
+        Either::Left((Err(_), _)) | Either::Right((Err(_), _)) => return (0, 0),
+        Either::Left((up, down)) => (up, down.await),
+        Either::Right((down, up)) => (tokio::time::timeout(linger, up).await.unwrap_or(Ok(0)), down),
+    };
+    (up.unwrap_or_default(), down.unwrap_or_default())
 }
 
 /// A stream of bytes.

@@ -94,6 +94,15 @@ struct Routed {
     on_upgrade: Option<OnUpgrade>,
 }
 
+impl Routed {
+    /// Those that the route sets.
+    fn set_headers(&mut self) {
+        for (name, value) in &self.route.request_headers {
+            self.parts.headers.insert(name, value.clone());
+        }
+    }
+}
+
 impl Worker {
     /// A worker of this thread.
     pub fn new(gateway: Gateway, own: Own) -> Self {
@@ -343,6 +352,7 @@ impl Worker {
         let body = body.take().unwrap_or(RequestBody::Empty);
         headers::to_own(&mut routed.parts.headers);
         routed.parts.headers.insert(X_REQUEST_ID, exchange.request_id.clone());
+        routed.set_headers();
         let path = routed.uri.path_and_query().map_or("/", |path| path.as_str());
         let peer = SocketAddr::new(client.peer, client.port);
         let request = own::request(&routed.parts, path, body, peer).ok_or(gone)?;
@@ -489,9 +499,7 @@ impl Worker {
         routed.who.tell(headers);
         // We say 100 ourselves when the body is asked for.
         headers.remove(header::EXPECT);
-        for (name, value) in &routed.route.request_headers {
-            headers.insert(name, value.clone());
-        }
+        routed.set_headers();
     }
 }
 
