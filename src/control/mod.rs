@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use crate::config::ConfigError;
 use crate::config::effective::Change;
 
-pub use audit::AuditEntry;
+pub use audit::{AuditEntry, AuditLog};
 pub use handle::Control;
 pub use history::{How, Version};
 

@@ -93,6 +93,12 @@ pub(super) fn id_of(text: &str) -> Option<&str> {
     (shape && crc32fast::hash(text.get(..body)?.as_bytes()) == sum).then_some(id)
 }
 
+/// Whether this is what is shown of a key, and nothing more of one.
+pub fn is_shown_id(text: &str) -> bool {
+    let lower = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+    text.strip_prefix(PREFIX).is_some_and(|id| id.len() == ID && id.bytes().all(lower))
+}
+
 /// Whether a text begins as a key does.
 pub(super) fn looks_like_one(text: &str) -> bool {
     text.starts_with(PREFIX)
@@ -144,6 +150,7 @@ mod tests {
         let (key, text) = ApiKey::make("till", &scopes, Some(1000), 0).unwrap();
         assert!(text.starts_with(&format!("{}_", key.prefix())) && text.len() == 88, "{}", key.prefix());
         assert!(!format!("{key:?}").contains(&text[16..]));
+        assert!(is_shown_id(&key.prefix()) && !is_shown_id(&text) && !is_shown_id(&text[..16]));
         let keys = Keys::new(vec![key.clone()]);
         let principal = keys.verify(&text, 999).unwrap();
         assert_eq!(

@@ -17,38 +17,38 @@ use super::catalog_stores::urls;
 use super::client;
 use super::support::{Answer, Process, TestApp, eventually, within};
 
-const NOON: i64 = 1_795_435_200_000;
-const PASSWORD: &str = "correct horse battery";
+pub const NOON: i64 = 1_795_435_200_000;
+pub const PASSWORD: &str = "correct horse battery";
 /// A hash that takes no time.
-const CHEAP: [(&str, &str); 2] = [("identity.argon2.memory", "64"), ("identity.argon2.passes", "1")];
+pub const CHEAP: [(&str, &str); 2] = [("identity.argon2.memory", "64"), ("identity.argon2.passes", "1")];
 
-async fn post(url: &str, path: &str, body: &Value) -> Answer {
+pub async fn post(url: &str, path: &str, body: &Value) -> Answer {
     client::send("POST", &format!("{url}/api/v1/auth/{path}"), &[], body).await
 }
 
-async fn with_token(url: &str, path: &str, token: &str) -> Answer {
+pub async fn with_token(url: &str, path: &str, token: &str) -> Answer {
     client::get_with(&format!("{url}{path}"), &[("authorization", &format!("Bearer {token}"))]).await
 }
 
-async fn me(url: &str, token: &str) -> Answer {
+pub async fn me(url: &str, token: &str) -> Answer {
     with_token(url, "/api/v1/auth/me", token).await
 }
 
-fn code(answer: &Answer) -> (u16, String) {
+pub fn code(answer: &Answer) -> (u16, String) {
     (answer.status, answer.json()["error"]["code"].as_str().unwrap_or_default().to_owned())
 }
 
-fn coded(status: u16, code: &str) -> (u16, String) {
+pub fn coded(status: u16, code: &str) -> (u16, String) {
     (status, code.to_owned())
 }
 
-async fn register(url: &str, login: &str) {
+pub async fn register(url: &str, login: &str) {
     let made = post(url, "register", &json!({"login": login, "password": PASSWORD})).await;
     assert_eq!(made.status, 201, "{}", made.text());
 }
 
 /// Access and refresh token.
-fn tokens(answer: &Answer) -> (String, String) {
+pub fn tokens(answer: &Answer) -> (String, String) {
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(answer.header("cache-control"), Some("no-store"));
     let data = &answer.json()["data"];
@@ -56,16 +56,16 @@ fn tokens(answer: &Answer) -> (String, String) {
     (text("access_token"), text("refresh_token"))
 }
 
-async fn login(url: &str, login: &str) -> (String, String) {
+pub async fn login(url: &str, login: &str) -> (String, String) {
     tokens(&post(url, "login", &json!({"login": login, "password": PASSWORD})).await)
 }
 
-async fn refresh(url: &str, token: &str) -> Answer {
+pub async fn refresh(url: &str, token: &str) -> Answer {
     post(url, "refresh", &json!({"refresh_token": token})).await
 }
 
 /// The command line, on the database of a server.
-fn tidegate(data: &std::path::Path, database: &str, args: &[&str]) -> (bool, String, String) {
+pub fn tidegate(data: &std::path::Path, database: &str, args: &[&str]) -> (bool, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_tidegate"))
         .args(args)
         .args(["--data", data.to_str().unwrap()])
@@ -77,7 +77,7 @@ fn tidegate(data: &std::path::Path, database: &str, args: &[&str]) -> (bool, Str
 }
 
 /// A server on each database, with what names the database.
-async fn servers(settings: &[(&str, &str)], clock: &Clock) -> Vec<(&'static str, String, TestApp)> {
+pub async fn servers(settings: &[(&str, &str)], clock: &Clock) -> Vec<(&'static str, String, TestApp)> {
     let mut servers = vec![];
     for (name, url) in urls().await {
         let mut all = [settings, &CHEAP].concat();
@@ -467,15 +467,15 @@ async fn keys_take_turns_under_load_on_two_instances_without_one_false_refusal()
 }
 
 /// Another issuer's key server.
-struct KeyServer {
-    url: String,
-    keys: Arc<Mutex<Vec<Value>>>,
-    asked: Arc<AtomicUsize>,
-    silent: Arc<AtomicBool>,
+pub struct KeyServer {
+    pub url: String,
+    pub keys: Arc<Mutex<Vec<Value>>>,
+    pub asked: Arc<AtomicUsize>,
+    pub silent: Arc<AtomicBool>,
 }
 
 impl KeyServer {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/keys", listener.local_addr().unwrap());
         let (keys, asked): (Arc<Mutex<Vec<Value>>>, Arc<AtomicUsize>) = Default::default();
@@ -501,14 +501,14 @@ impl KeyServer {
 }
 
 /// A key of another issuer, of one of three kinds.
-enum Key {
+pub enum Key {
     Ed(signature::Ed25519KeyPair),
     Ec(signature::EcdsaKeyPair),
     Rsa(signature::RsaKeyPair),
 }
 
 impl Key {
-    fn new(alg: &str) -> Self {
+    pub fn new(alg: &str) -> Self {
         match alg {
             "EdDSA" => Self::Ed(signature::Ed25519KeyPair::generate().unwrap()),
             "ES256" => {
@@ -518,7 +518,7 @@ impl Key {
         }
     }
 
-    fn alg(&self) -> &'static str {
+    pub fn alg(&self) -> &'static str {
         match self {
             Self::Ed(_) => "EdDSA",
             Self::Ec(_) => "ES256",
@@ -526,7 +526,7 @@ impl Key {
         }
     }
 
-    fn jwk(&self, kid: &str) -> Value {
+    pub fn jwk(&self, kid: &str) -> Value {
         let b64 = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
         match self {
             Self::Ed(key) => json!({"kty": "OKP", "crv": "Ed25519", "kid": kid, "x": b64(key.public_key().as_ref())}),
@@ -543,7 +543,7 @@ impl Key {
         }
     }
 
-    fn token(&self, kid: &str, claims: &Value) -> String {
+    pub fn token(&self, kid: &str, claims: &Value) -> String {
         let message = format!("{}.{}", part(&json!({"alg": self.alg(), "kid": kid, "typ": "JWT"})), part(claims));
         let random = aws_lc_rs::rand::SystemRandom::new();
         let signature = match self {
