@@ -21,6 +21,7 @@ mod gateway_faults;
 mod gateway_protocol;
 mod gateway_smuggling;
 mod identity;
+mod issuers;
 mod kafka;
 mod limits;
 mod overload;

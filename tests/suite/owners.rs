@@ -7,7 +7,8 @@ use tidegate::clock::{Clock, rfc3339};
 
 use crate::client;
 use crate::identity::{
-    CHEAP, NOON, PASSWORD, code, coded, login, me, post, refresh, register, servers, tidegate, tokens, with_token,
+    CHEAP, NOON, PASSWORD, code, coded, login, me, post, refresh, register, servers, tidegate, tidegate_with, tokens,
+    with_token,
 };
 use crate::support::{Answer, TestApp, eventually};
 
@@ -154,9 +155,9 @@ async fn operators_do_it_from_the_command_line_on_every_database() {
         assert!(!list.contains("argon2"), "{name}: {list}");
 
         let (_, token) = login(url, "jo.doe").await;
-        let (fine, _, said) = with_input(&data, &database, &["user", "password", "Jo@Shop.example"], "short\n");
+        let (fine, _, said) = tidegate_with(&data, &database, &["user", "password", "Jo@Shop.example"], "short\n");
         assert!(!fine && said.contains("8 to 1024 bytes") && !said.contains("short"), "{name}: {said}");
-        let (fine, told, said) = with_input(&data, &database, &["user", "password", "jo.doe"], &format!("{NEXT}\n"));
+        let (fine, told, said) = tidegate_with(&data, &database, &["user", "password", "jo.doe"], &format!("{NEXT}\n"));
         assert!(fine && !told.contains(NEXT) && !said.contains(NEXT), "{name}: {told} {said}");
         assert_eq!(refresh(url, &token).await.status, 401, "{name}");
         assert_eq!(log_in(url, "jo.doe", PASSWORD).await.status, 401, "{name}");
@@ -197,25 +198,6 @@ async fn operators_do_it_from_the_command_line_on_every_database() {
         }
         app.stop().await;
     }
-}
-
-/// The command line, with something to read.
-fn with_input(data: &std::path::Path, database: &str, args: &[&str], input: &str) -> (bool, String, String) {
-    use std::io::Write;
-    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"))
-        .args(args)
-        .args(["--data", data.to_str().unwrap()])
-        .env("TIDEGATE__CATALOG__URL", database)
-        .env("TIDEGATE__IDENTITY__ARGON2__MEMORY", "64")
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-    (output.status.success(), text(&output.stdout), text(&output.stderr))
 }
 
 #[actix_web::test]
