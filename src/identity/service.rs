@@ -204,6 +204,12 @@ impl Identity {
         self.inner.counted(result).map(Some)
     }
 
+    /// Whose an API key is that came in a place of its own; `None` if it does not look like one of ours.
+    pub fn key(&self, sent: &[u8]) -> Option<Result<Arc<Principal>, Rejection>> {
+        let text = std::str::from_utf8(sent).ok().filter(|text| api_key::looks_like_one(text))?;
+        self.inner.recognise(text).map(|result| self.inner.counted(result))
+    }
+
     /// Both: whom a request is from.
     ///
     /// # Errors

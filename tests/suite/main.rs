@@ -18,6 +18,7 @@ mod discovery;
 mod gateway;
 mod gateway_canary;
 mod gateway_faults;
+mod gateway_keys;
 mod gateway_protocol;
 mod gateway_smuggling;
 mod identity;
