@@ -9,10 +9,12 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::changes::{Changes, open};
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::database::Database;
 use crate::identity::{
-    Role, check_password, delete_account, end_sessions, find_account, list_accounts, set_password, set_roles,
+    Registration, Role, check_password, create_account, delete_account, end_sessions, find_account, list_accounts,
+    set_password, set_roles,
 };
 
 /// Accounts that are read at once.
@@ -31,6 +33,14 @@ pub struct UserArgs {
 enum UserCommand {
     /// Show all accounts.
     List,
+    /// Make an account, with the password that is read from standard input; also where nobody may register.
+    Create {
+        /// Its login.
+        login: String,
+        /// Its e-mail address, which may be logged in with too.
+        #[arg(long)]
+        email: Option<String>,
+    },
     /// Give an account its roles; they are in its tokens from the next refresh on.
     Roles {
         /// The account's login or e-mail.
@@ -68,6 +78,12 @@ async fn users(database: &Database, config: &Config, command: UserCommand) -> an
     let find = async |login: &str| find_account(database, login).await.with_context(|| login.to_owned());
     match command {
         UserCommand::List => list(database).await?,
+        UserCommand::Create { login, email } => {
+            let new = Registration::new(&login, email.as_deref(), &read_password()?)?;
+            changes.note("user.create", new.login(), json!({}));
+            let account = create_account(database, config.identity.argon2, new, Clock::system().now()).await?;
+            println!("{} is made, with the role user", account.login);
+        }
         UserCommand::Roles { login, roles } => {
             let known: Vec<Role> = roles.iter().filter_map(|role| Role::parse(role)).collect();
             if known.len() != roles.len() {
@@ -121,7 +137,7 @@ async fn list(database: &Database) -> anyhow::Result<()> {
 fn read_password() -> anyhow::Result<String> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {
-        eprintln!("the new password (it is shown as you type; a pipe or a file is not):");
+        eprintln!("the password (it is shown as you type; a pipe or a file is not):");
     }
     let mut line = String::new();
     // Far more than a password may have.

@@ -121,7 +121,8 @@ pub async fn end(user: User, state: web::Data<State>, id: web::Path<String>) -> 
 /// Ends all of the account's sessions, this one too.
 #[utoipa::path(tag = "identity", operation_id = "auth_sessions_end", security(("bearer" = [])), responses(
     (status = 204, description = "They are ended"),
-    (status = 401, body = ErrorEnvelope, description = "No valid token"),
+    (status = 401, body = ErrorEnvelope, description = "No valid token", example = json!({"success": false, "error": {"code": "unauthorized",
+        "message": "the access token or key is not valid", "request_id": "7d752d47-79ae-41b1-8df8-6c899ac562b7"}, "timestamp": 1795420800})),
     (status = 403, body = ErrorEnvelope, description = "A key's or another issuer's token"),
     (status = 503, body = ErrorEnvelope, description = "The database is busy or away; Retry-After"),
 ))]

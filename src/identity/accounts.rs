@@ -86,6 +86,12 @@ fn new_id() -> Result<String, IdentityError> {
     Ok(super::hex(&random::<16>()?))
 }
 
+/// An account as it begins: with the role `user`.
+pub(super) fn new_account(new: Registration, hash: String, now: UnixMillis) -> Result<Account, IdentityError> {
+    let Registration { login, email, .. } = new;
+    Ok(Account { id: new_id()?, login, email, password: hash, roles: vec![Role::User], created_at: now })
+}
+
 impl Inner {
     pub(super) fn ready(&self) -> Result<(), IdentityError> {
         if self.database.is_ready() { Ok(()) } else { Err(IdentityError::NotReady) }
@@ -209,14 +215,8 @@ impl Identity {
         inner.ready()?;
         let now = inner.clock.now();
         inner.lockout.lock().register(network, now).map_err(|retry_after| IdentityError::TooMany { retry_after })?;
-        let account = Account {
-            id: new_id()?,
-            password: inner.hashing.hash(new.password).await?,
-            login: new.login,
-            email: new.email,
-            roles: vec![Role::User],
-            created_at: now,
-        };
+        let hash = inner.hashing.hash(new.password.clone()).await?;
+        let account = new_account(new, hash, now)?;
         inner.database.run(CreateAccount(account.clone())).await?;
         Ok(account.into())
     }

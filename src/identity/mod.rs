@@ -31,8 +31,8 @@ pub use error::{BadField, IdentityError, Rejection};
 pub use lockout::Network;
 pub use names::Registration;
 pub use operate::{
-    check_password, create_key, delete_account, end_sessions, find_account, find_key, list_accounts, list_keys,
-    revoke_key, set_password, set_roles, store_key,
+    check_password, create_account, create_key, delete_account, end_sessions, find_account, find_key, list_accounts,
+    list_keys, revoke_key, set_password, set_roles, store_key,
 };
 pub use options::{IdentityOptions, IssuerOptions, JwksUrl, algorithm};
 pub use owner::SessionView;

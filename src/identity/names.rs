@@ -25,6 +25,11 @@ impl std::fmt::Debug for Registration {
 }
 
 impl Registration {
+    /// The login, in lower case.
+    pub fn login(&self) -> &str {
+        &self.login
+    }
+
     /// Checks it.
     ///
     /// # Errors

@@ -1,14 +1,14 @@
 //! Accounts and keys for whoever operates the server: straight on the database, which a running server reads too.
 
-use super::accounts::AccountView;
+use super::accounts::{AccountView, new_account};
 use super::api_key::ApiKey;
 use super::error::{BadField, IdentityError};
-use super::names;
+use super::names::{self, Registration};
 use super::password::{Argon2Options, Passwords};
 use super::principal::Role;
 use super::store::{
-    Account, By, ChangeAccount, ChangePassword, ChangedKeys, DeleteAccount, EndSessions, FindAccount, ListAccounts,
-    RevokeKey, StoreKey,
+    Account, By, ChangeAccount, ChangePassword, ChangedKeys, CreateAccount, DeleteAccount, EndSessions, FindAccount,
+    ListAccounts, RevokeKey, StoreKey,
 };
 use crate::clock::UnixMillis;
 use crate::database::Database;
@@ -74,6 +74,22 @@ pub async fn find_account(database: &Database, login: &str) -> Result<AccountVie
 async fn found(database: &Database, login: &str) -> Result<Account, IdentityError> {
     let login = names::normal(login).ok_or(IdentityError::NotFound("account"))?;
     database.run(FindAccount(By::Login(login))).await?.ok_or(IdentityError::NotFound("account"))
+}
+
+/// Makes an account, with the role `user`, whether or not anybody may register.
+///
+/// # Errors
+/// When the name is taken, or the database cannot be used.
+pub async fn create_account(
+    database: &Database,
+    argon2: Argon2Options,
+    new: Registration,
+    now: UnixMillis,
+) -> Result<AccountView, IdentityError> {
+    let hash = Passwords::new(argon2)?.hash(&new.password)?;
+    let account = new_account(new, hash, now)?;
+    database.run(CreateAccount(account.clone())).await?;
+    Ok(account.into())
 }
 
 /// The accounts whose logins are behind `after`, in their order, at most so many.

@@ -190,6 +190,18 @@ async fn operators_do_it_from_the_command_line_on_every_database() {
         for secret in [NEXT, PASSWORD, &key[16..], "argon2"] {
             assert!(!log.contains(secret), "{name}: {log}");
         }
+        // Made also where nobody may register, and by the name that is free.
+        let create = ["user", "create", "New.One", "--email", "new@shop.example"];
+        let (fine, _, said) = tidegate_with(&data, &database, &create, &format!("{PASSWORD}\n"));
+        assert!(fine, "{name}: {said}");
+        let (fine, _, said) = tidegate_with(&data, &database, &create, &format!("{PASSWORD}\n"));
+        assert!(!fine && said.contains("already"), "{name}: {said}");
+        assert_eq!(log_in(url, "new@shop.example", PASSWORD).await.status, 200, "{name}");
+        let log = std::fs::read_to_string(data.join("audit.log")).unwrap();
+        assert!(
+            log.contains("\"action\":\"user.create\",\"target\":\"new.one\"") && !log.contains(PASSWORD),
+            "{name}: {log}"
+        );
         // A machine that has the database and not the folder.
         if !database.is_empty() {
             let elsewhere = data.join("no").join("such");
