@@ -22,7 +22,11 @@ async fn keys_of_identity_open_routes_by_their_scopes() {
         + &route("orders", "path = \"/orders/\"\nauth = \"api_key\"\nscopes = [\"orders:read\", \"stock\"]")
         + &route("people", "path = \"/people/\"\nauth = \"user\"\nscopes = [\"orders:read\"]")
         + &route("few", "path = \"/few/\"\nauth = \"api_key\"\nlimits = [\"each\"]")
-        + &format!("[gateway.api_keys]\ntill = \"sha256:{}\"\n", sha256("opensesame"))
+        + &format!(
+            "[gateway.api_keys]\ntill = \"sha256:{}\"\nlike = \"sha256:{}\"\n",
+            sha256("opensesame"),
+            sha256("tg_opensesame")
+        )
         + &format!(
             "[[identity.issuers]]\nissuer = \"https://login.example\"\njwks_url = \"{}\"\naudience = \"shop\"\nalgorithms = [\"EdDSA\"]\n",
             server.url
@@ -66,7 +70,9 @@ async fn keys_of_identity_open_routes_by_their_scopes() {
         }
     }
     assert_eq!(code(&get("/orders/", "x-api-key", "opensesame").await).0, 403, "those of the config have none");
-    assert_eq!(get("/closed/", "x-api-key", "opensesame").await.status, 200);
+    for of_the_config in ["opensesame", "tg_opensesame"] {
+        assert_eq!(get("/closed/", "x-api-key", of_the_config).await.status, 200, "{of_the_config}");
+    }
     assert_eq!(code(&get("/people/", "authorization", &format!("Bearer {none}")).await).0, 403);
     // Accounts are not limited by scopes; what another issuer vouches for is.
     register(&app.url, "joe").await;

@@ -51,12 +51,12 @@ impl Who {
         };
         let theirs = |sent: &[u8]| identify.and_then(|identify| identify.key(sent));
         let key = match headers.get(&X_API_KEY) {
-            Some(sent) => match theirs(sent.as_bytes()) {
-                Some(Ok(Some(user))) => Key::Known { user, as_token: false },
-                Some(Err(why)) => Key::Bad(why),
-                Some(Ok(None)) | None => match gateway.api_key(table, sent) {
-                    Some(name) => Key::Named(name),
-                    None => Key::Bad(Unidentified::Invalid),
+            Some(sent) => match gateway.api_key(table, sent) {
+                Some(name) => Key::Named(name),
+                None => match theirs(sent.as_bytes()) {
+                    Some(Ok(Some(user))) => Key::Known { user, as_token: false },
+                    Some(Err(why)) => Key::Bad(why),
+                    Some(Ok(None)) | None => Key::Bad(Unidentified::Invalid),
                 },
             },
             None => match bearer(headers).and_then(theirs) {
