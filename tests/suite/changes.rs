@@ -140,6 +140,39 @@ async fn described(app: &TestApp) -> BTreeSet<String> {
     found
 }
 
+/// Operations of handlers, as their attributes name them.
+fn written(folder: &Path) -> Vec<String> {
+    let mut found = vec![];
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(written(&path));
+            continue;
+        }
+        for line in std::fs::read_to_string(&path).unwrap().lines() {
+            let attribute = line.strip_prefix("#[").and_then(|rest| rest.strip_suffix("\")]"));
+            let Some((method, path)) = attribute.and_then(|rest| rest.split_once("(\"")) else { continue };
+            if ["post", "put", "patch", "delete"].contains(&method) {
+                found.push(format!("{} {}", method.to_uppercase(), path.replace(":.*}", "}")));
+            }
+        }
+    }
+    found
+}
+
+#[actix_web::test]
+async fn what_changes_something_is_described() {
+    let app = TestApp::start().await;
+    let document = app.get("/openapi.json").await.json();
+    let written = written(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/http"));
+    assert!(written.len() > 20, "{written:?}");
+    for operation in written {
+        let (method, path) = operation.split_once(' ').unwrap();
+        assert!(document["paths"][path][method.to_lowercase()].is_object(), "{operation} is not in openapi.rs");
+    }
+    app.stop().await;
+}
+
 #[actix_web::test]
 async fn every_change_is_a_line_with_the_name_of_whoever_made_it() {
     let backend = Backend::echo();
