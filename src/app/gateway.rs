@@ -16,7 +16,7 @@ use crate::gateway::identify::{Asked, Identified, Identify, Unidentified, User};
 use crate::gateway::options::GatewayOptions;
 use crate::gateway::{self, Gateway, Listeners, OwnFactory};
 use crate::http;
-use crate::identity::{Identity, Principal, Recognised, Rejection};
+use crate::identity::{Identity, Principal, Proof, Recognised, Rejection};
 
 /// Binds the gateway's sockets, if it has any.
 pub fn listen(options: &GatewayOptions) -> anyhow::Result<Option<Listeners>> {
@@ -63,14 +63,26 @@ impl Identify for Accounts {
             }
         }
     }
+
+    fn key(&self, sent: &[u8]) -> Option<Identified> {
+        self.0.key(sent).map(|result| identified(result.map(Some)))
+    }
 }
 
 fn identified(result: Result<Option<Arc<Principal>>, Rejection>) -> Identified {
     match result {
-        Ok(principal) => Ok(principal.map(|principal| User { id: principal.id.as_str().into() })),
+        Ok(principal) => Ok(principal.map(|principal| user(&principal))),
         Err(Rejection::Invalid(_)) => Err(Unidentified::Invalid),
         Err(Rejection::Unavailable { retry_after }) => Err(Unidentified::Unavailable { retry_after }),
     }
+}
+
+fn user(principal: &Principal) -> User {
+    let scopes = match principal.proof {
+        Proof::Account { .. } => None,
+        Proof::Issuer(_) | Proof::Key => Some(principal.scopes.clone()),
+    };
+    User { id: principal.id.as_str().into(), scopes, is_key: principal.proof == Proof::Key }
 }
 
 /// The gateway while it is served.

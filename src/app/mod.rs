@@ -190,9 +190,9 @@ struct Admin {
 }
 
 impl Admin {
-    fn serve(application: &http::Application, listener: TcpListener, control: Control) -> anyhow::Result<Self> {
+    fn serve(application: &http::Application, listener: TcpListener) -> anyhow::Result<Self> {
         let address = listener.local_addr()?;
-        let server = application.admin(listener, control)?;
+        let server = application.admin(listener)?;
         let handle = server.handle();
         actix_web::rt::spawn(server);
         Ok(Self { address, server: handle })
@@ -228,6 +228,7 @@ impl App {
         let lifecycle = Lifecycle::default();
         let registry = prometheus::Registry::new();
         let gateway = gateway::start(&core, front.is_some(), &registry, &identity)?;
+        let control = Control::start(core.config.clone(), gateway.clone(), core.config.admin, core.clock.clone())?;
         let state = http::State {
             config: core.config.clone(),
             clock: core.clock.clone(),
@@ -238,12 +239,12 @@ impl App {
             catalog: catalog.clone(),
             identity: identity.clone(),
             gateway: gateway.clone(),
+            control: control.clone(),
             lifecycle: lifecycle.clone(),
         };
-        let control = Control::start(core.config.clone(), gateway.clone(), core.config.admin, core.clock.clone())?;
         let application = http::Application::new(state, registry)?;
         let admin = match admin {
-            Some(listener) => Some(Admin::serve(&application, listener, control.clone())?),
+            Some(listener) => Some(Admin::serve(&application, listener)?),
             None => None,
         };
         let server = application.server(listener)?;

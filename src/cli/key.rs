@@ -1,16 +1,17 @@
-//! `tidegate key` and `tidegate user`: API keys and roles, on the database; a running server sees them within seconds.
+//! `tidegate key`: API keys, on the database; a running server sees them within seconds.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use serde_json::json;
 
+use super::changes::{Changes, open};
 use crate::clock::{Clock, rfc3339};
 use crate::config::Config;
 use crate::config::units::Span;
 use crate::database::Database;
-use crate::identity::{Role, create_key, list_keys, revoke_key, set_roles};
+use crate::identity::{ApiKey, find_key, list_keys, revoke_key, store_key};
 
 #[derive(Debug, Args)]
 pub struct KeyArgs {
@@ -44,47 +45,23 @@ enum KeyCommand {
     },
 }
 
-#[derive(Debug, Args)]
-pub struct UserArgs {
-    /// Folder of the server's data, where `catalog.url` names no other database.
-    #[arg(long, global = true, value_name = "DIR")]
-    pub data: Option<PathBuf>,
-    #[command(subcommand)]
-    command: UserCommand,
-}
-
-#[derive(Debug, Subcommand)]
-enum UserCommand {
-    /// Give an account its roles; they are in its tokens from the next refresh on.
-    Roles {
-        /// The account.
-        login: String,
-        /// user, operator or admin; several are allowed.
-        #[arg(required = true, value_name = "ROLE")]
-        roles: Vec<String>,
-    },
-}
-
-async fn open(config: &Config) -> anyhow::Result<Database> {
-    let say = |error| anyhow::anyhow!("the database {error}");
-    let database = Database::new(&config.catalog, Clock::system()).map_err(say)?;
-    database.migrate().await.map_err(say)?;
-    Ok(database)
-}
-
 pub async fn run(config: Config, args: KeyArgs) -> anyhow::Result<ExitCode> {
     let database = open(&config).await?;
-    let done = keys(&database, args.command).await;
+    let done = keys(&database, &Changes::of(&config), args.command).await;
     database.close().await;
     done.map(|()| ExitCode::SUCCESS)
 }
 
-async fn keys(database: &Database, command: KeyCommand) -> anyhow::Result<()> {
+async fn keys(database: &Database, changes: &Changes, command: KeyCommand) -> anyhow::Result<()> {
     let now = Clock::system().now();
     match command {
         KeyCommand::Create { name, scopes, expires } => {
             let expires_at = expires.as_millis().map(|span| now.saturating_add(span));
-            let (key, text) = create_key(database, &name, &scopes, expires_at, now).await?;
+            let (key, text) = ApiKey::make(&name, &scopes, expires_at, now)?;
+            let expires = expires_at.map(rfc3339);
+            let detail = json!({ "name": key.name, "scopes": key.scopes, "expires_at": expires });
+            changes.note("key.create", &key.prefix(), detail);
+            store_key(database, &key).await?;
             // The key alone, so that it can be read by what calls this.
             println!("{text}");
             eprintln!("{} is made; it is not shown again", key.prefix());
@@ -102,23 +79,11 @@ async fn keys(database: &Database, command: KeyCommand) -> anyhow::Result<()> {
             }
         }
         KeyCommand::Revoke { key } => {
+            let key = find_key(database, &key).await?;
+            changes.note("key.revoke", &key.prefix(), json!({ "name": key.name }));
             revoke_key(database, &key).await?;
             println!("revoked");
         }
     }
     Ok(())
-}
-
-pub async fn user(config: Config, args: UserArgs) -> anyhow::Result<ExitCode> {
-    let UserCommand::Roles { login, roles } = args.command;
-    let known: Vec<Role> = roles.iter().filter_map(|role| Role::parse(role)).collect();
-    if known.len() != roles.len() {
-        bail!("a role is user, operator or admin");
-    }
-    let database = open(&config).await?;
-    let done = set_roles(&database, &login, &known).await.with_context(|| login.clone());
-    database.close().await;
-    done?;
-    println!("{login} is {} now", roles.join(", "));
-    Ok(ExitCode::SUCCESS)
 }

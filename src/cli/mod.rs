@@ -2,6 +2,7 @@
 //! `migrate`.
 
 mod catalog;
+mod changes;
 mod config;
 mod drain;
 mod export;
@@ -9,6 +10,7 @@ mod import;
 mod key;
 mod tail;
 mod target;
+mod user;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -62,8 +64,8 @@ enum Command {
     Config(config::ConfigArgs),
     /// Make, show and end API keys.
     Key(key::KeyArgs),
-    /// Give accounts their roles.
-    User(key::UserArgs),
+    /// Show accounts; give them roles and passwords, log them out, delete them.
+    User(user::UserArgs),
     /// Bring the database's tables up to date; the server does so too when it starts.
     Migrate,
     /// Show the records of a Kafka topic as they come.
@@ -173,7 +175,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Some(Command::User(args)) => {
             let config = load(&data(&cli.serve, &args.data))?;
-            in_system(&config.clone(), key::user(config, args))
+            in_system(&config.clone(), user::run(config, args))
         }
         Some(Command::Migrate) => {
             let config = load(&cli.serve)?;

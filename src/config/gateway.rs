@@ -83,7 +83,7 @@ pub(super) fn validate(raw: &Gateway, around: &Around<'_>, bad: &mut impl FnMut(
     let limits = limits::limits(&raw.limits, limiter.redis.is_some(), &mut keys.below("limits"));
     let upstreams = upstreams::upstreams(&raw.upstreams, &mut keys.below("upstreams"));
     let api_keys = limits::api_keys(&raw.api_keys, &mut keys.below("api_keys"));
-    let known = routes::Known { limits: &limits, upstreams: &raw.upstreams, api_keys: !raw.api_keys.is_empty() };
+    let known = routes::Known { limits: &limits, upstreams: &raw.upstreams };
     let routes = routes::routes(&raw.routes, &known, &mut keys.below("routes"));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     GatewayOptions {

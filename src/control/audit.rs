@@ -14,7 +14,7 @@ use crate::clock::{UnixMillis, rfc3339};
 /// A change that somebody made.
 #[derive(Clone, Debug)]
 pub struct AuditEntry<'a> {
-    /// Who: a name, `admin key`, `this machine`, or the server itself.
+    /// Who: the admin key, this machine, an account, an API key, somebody of another issuer, the command line, or the server.
     pub who: &'a str,
     /// What was done, like `breaker.force`.
     pub action: &'a str,

@@ -163,6 +163,12 @@ impl Control {
     /// # Errors
     /// When it cannot be written; then it must not be made.
     pub fn note(&self, entry: &AuditEntry<'_>) -> Result<(), ControlError> {
+        self.write(entry)?;
+        log::info!("{} of {}, by {}", entry.action, entry.target, entry.who);
+        Ok(())
+    }
+
+    fn write(&self, entry: &AuditEntry<'_>) -> Result<(), ControlError> {
         let written = self.0.audit.write(self.0.clock.now(), entry);
         written.map_err(|error| ControlError::Disk { what: "the log of changes", error })
     }
@@ -310,7 +316,7 @@ impl Control {
         };
         let version =
             Version { version: 0, at: inner.clock.now(), who: who.clone(), how, reason, changes: changes.clone() };
-        let kept = self.note(&entry).and_then(|()| {
+        let kept = self.write(&entry).and_then(|()| {
             let added = state.history.add(version, text);
             added.map_err(|error| ControlError::Disk { what: "the history of the config", error })
         });

@@ -19,7 +19,7 @@ use utoipa::ToSchema;
 use crate::config::ConfigError;
 use crate::config::effective::Change;
 
-pub use audit::AuditEntry;
+pub use audit::{AuditEntry, AuditLog};
 pub use handle::{Control, make_up};
 pub use history::{How, Version};
 

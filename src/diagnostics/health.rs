@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use crate::catalog::CatalogHandle;
 use crate::gateway::Gateway;
+use crate::identity::Identity;
 use crate::journal::Journal;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::stats::StatsHandle;
@@ -14,6 +15,7 @@ use crate::stream::StreamHandle;
 
 use super::catalog::CatalogHealth;
 use super::gateway::GatewayHealth;
+use super::identity::IdentityHealth;
 use super::stream::StreamHealth;
 
 /// How a part, or the whole, is.
@@ -30,9 +32,10 @@ pub enum Status {
 
 /// The state of the server.
 #[derive(Debug, Serialize, ToSchema)]
-#[schema(example = json!({"status": "ok", "phase": "ready", "version": "0.1.0",
+#[schema(example = json!({"status": "degraded", "phase": "ready", "version": "0.1.0",
     "journal": {"status": "ok", "next_offset": 120}, "stats": {"status": "ok", "counted_through": 120, "behind": 0},
-    "catalog": {"status": "ok", "database": "SQLite", "popularity_behind": 0}}))]
+    "catalog": {"status": "ok", "database": "SQLite", "popularity_behind": 0},
+    "identity": {"status": "degraded", "reason": "the keys of identity.issuers.#1 cannot be read; those that are known are used"}}))]
 pub struct Health {
     /// The worst of all parts.
     pub status: Status,
@@ -49,6 +52,8 @@ pub struct Health {
     stream: Option<StreamHealth>,
     /// The products.
     catalog: CatalogHealth,
+    /// Accounts, tokens and keys.
+    identity: IdentityHealth,
     /// What is in front of other services, if anything.
     #[serde(skip_serializing_if = "Option::is_none")]
     gateway: Option<GatewayHealth>,
@@ -103,6 +108,7 @@ impl Health {
         stats: &StatsHandle,
         stream: Option<&StreamHandle>,
         catalog: &CatalogHandle,
+        identity: &Identity,
         gateway: Option<&Gateway>,
         lifecycle: &Lifecycle,
     ) -> Self {
@@ -133,13 +139,22 @@ impl Health {
         let stream = stream.map(|stream| StreamHealth::of(stream, journal));
         let stream_status = stream.as_ref().map_or(Status::Ok, |stream| stream.status);
         let catalog = CatalogHealth::of(catalog);
+        let identity = IdentityHealth::of(identity);
         let gateway = gateway.map(GatewayHealth::of);
         let gateway_status = gateway.as_ref().map_or(Status::Ok, |gateway| gateway.status);
         let phase_status = if phase == Phase::Ready { Status::Ok } else { Status::Unavailable };
         Self {
-            status: [stats_status, shared_status, stream_status, catalog.status, gateway_status, phase_status]
-                .into_iter()
-                .fold(journal_status, Status::max),
+            status: [
+                stats_status,
+                shared_status,
+                stream_status,
+                catalog.status,
+                identity.status,
+                gateway_status,
+                phase_status,
+            ]
+            .into_iter()
+            .fold(journal_status, Status::max),
             phase: match phase {
                 Phase::Starting => "starting",
                 Phase::Ready => "ready",
@@ -164,6 +179,7 @@ impl Health {
             shared,
             stream,
             catalog,
+            identity,
             gateway,
         }
     }

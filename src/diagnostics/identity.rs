@@ -1,9 +1,31 @@
-//! Metrics of logins, tokens and keys. None of them names anybody.
+//! How identity is: its part of health, and metrics of logins, tokens and keys. None of them names anybody.
 
 use prometheus::proto::{MetricFamily, MetricType};
+use serde::Serialize;
+use utoipa::ToSchema;
 
+use super::health::Status;
 use super::metrics::family;
 use crate::identity::Identity;
+
+/// Accounts, tokens and keys.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct IdentityHealth {
+    /// Never worse than degraded: who has a good token or key is known all the same.
+    pub status: Status,
+    /// What is the matter, all of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+impl IdentityHealth {
+    /// Reads published numbers only.
+    pub fn of(identity: &Identity) -> Self {
+        let faults = identity.faults();
+        let status = if faults.is_empty() { Status::Ok } else { Status::Degraded };
+        Self { status, reason: (!faults.is_empty()).then(|| faults.join("; ")) }
+    }
+}
 
 /// What happened since the start.
 pub fn families(identity: &Identity) -> Vec<MetricFamily> {

@@ -178,21 +178,9 @@ impl Gateway {
         self.0.arbiter.stop();
     }
 
-    /// Whose an API key is. Only its hash is compared, so that the time it takes says nothing of the keys.
-    pub fn api_key(&self, table: &Table, sent: Option<&HeaderValue>) -> ApiKey {
-        let Some(sent) = sent else { return ApiKey::None };
+    /// Whose an API key of the config is. Only its hash is compared, so that the time it takes says nothing of the keys.
+    pub fn api_key(&self, table: &Table, sent: &HeaderValue) -> Option<Arc<str>> {
         let hash: [u8; 32] = Sha256::digest(sent.as_bytes()).into();
-        table.api_keys.get(&hash).cloned().map_or(ApiKey::Unknown, ApiKey::Of)
+        table.api_keys.get(&hash).cloned()
     }
-}
-
-/// What an API key says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ApiKey {
-    /// None was sent.
-    None,
-    /// It is the one of this name.
-    Of(Arc<str>),
-    /// It is nobody's.
-    Unknown,
 }

@@ -10,6 +10,9 @@ use hyper::HeaderMap;
 pub trait Identify: Send + Sync {
     /// Whose the credentials in these headers are.
     fn identify(&self, headers: &HeaderMap) -> Asked;
+
+    /// Whose an API key is; `None` if it does not look like one of theirs.
+    fn key(&self, sent: &[u8]) -> Option<Identified>;
 }
 
 /// What is known of a request's credentials.
@@ -26,8 +29,19 @@ pub type Identified = Result<Option<User>, Unidentified>;
 /// Who is behind good credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
-    /// For limits, canaries and upstreams.
+    /// For limits, canaries and upstreams; of a key, what is shown of it.
     pub id: Arc<str>,
+    /// What a key, or a token of another issuer, may do; `None` if that is not limited.
+    pub scopes: Option<Vec<String>>,
+    /// Whether it is an API key.
+    pub is_key: bool,
+}
+
+impl User {
+    /// Whether they may do all of this.
+    pub fn may(&self, needed: &[String]) -> bool {
+        self.scopes.as_ref().is_none_or(|has| needed.iter().all(|scope| has.contains(scope)))
+    }
 }
 
 /// Why nobody is.

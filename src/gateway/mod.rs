@@ -32,6 +32,6 @@ mod task;
 pub mod trace;
 pub mod upstream;
 
-pub use handle::{ApiKey, Gateway};
+pub use handle::Gateway;
 pub use proxy::{Listeners, Own, OwnFactory, server};
 pub use table::StartError;

@@ -111,6 +111,8 @@ pub struct RouteOptions {
     pub cost: u32,
     /// Who may.
     pub auth: AuthPolicy,
+    /// What an API key, or a token of another issuer, must be allowed; all of it.
+    pub scopes: Vec<String>,
     /// Which browsers' pages may, of other origins; `None` leaves CORS to the upstream.
     pub cors: Option<CorsOptions>,
     /// How often a request that failed is tried again.

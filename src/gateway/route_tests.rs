@@ -26,6 +26,7 @@ fn route(name: &str, path: &str) -> RouteOptions {
         limits: Vec::new(),
         cost: 1,
         auth: AuthPolicy::Public,
+        scopes: vec![],
         cors: None,
         retries: 0,
         compress: false,

@@ -1,4 +1,5 @@
-//! Accounts over HTTP: registering, logging in, refreshing, logging out, and the keys by which others verify our tokens.
+//! Accounts over HTTP: registering, logging in, refreshing, logging out, and the keys by which others verify our tokens. What
+//! an account's owner does with it is in [`super::sessions`].
 //!
 //! No answer here may be kept by anybody, and no message repeats what was sent.
 
@@ -54,10 +55,10 @@ pub struct Refresh {
 }
 
 /// The fields of a body. What is wrong with it is told without what it says.
-struct Fields(Map<String, Value>);
+pub(super) struct Fields(Map<String, Value>);
 
 impl Fields {
-    fn read(body: &[u8]) -> Result<Self, ApiError> {
+    pub fn read(body: &[u8]) -> Result<Self, ApiError> {
         if body.len() > MAX_BODY {
             return Err(ApiError::TooLarge(MAX_BODY));
         }
@@ -75,11 +76,11 @@ impl Fields {
         }
     }
 
-    fn needed(&self, name: &'static str) -> Result<&str, ApiError> {
+    pub fn needed(&self, name: &'static str) -> Result<&str, ApiError> {
         self.text(name)?.ok_or_else(|| invalid(name, "it is missing"))
     }
 
-    fn only(&self, known: &[&str]) -> Result<(), ApiError> {
+    pub fn only(&self, known: &[&str]) -> Result<(), ApiError> {
         match self.0.keys().find(|name| !known.contains(&name.as_str())) {
             // Not named: it may be a password in the wrong place.
             Some(_) => Err(ApiError::BadRequest(format!("there may be no fields but {}", known.join(", ")))),
@@ -92,13 +93,19 @@ fn invalid(field: &str, message: &str) -> ApiError {
     ApiError::Invalid(vec![FieldError { field: field.to_owned(), message: message.to_owned() }])
 }
 
-fn network(req: &HttpRequest, state: &State) -> Network {
+/// The network that a request came from.
+pub(super) fn network(req: &HttpRequest, state: &State) -> Network {
     // Without an address, as behind a socket that has none, all are one.
     let address = address(req, &state.config.trusted_proxies);
     Network::of(address.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into()))
 }
 
-fn answer<T: serde::Serialize>(mut with: actix_web::HttpResponseBuilder, state: &State, data: T) -> HttpResponse {
+/// An answer that nobody may keep.
+pub(super) fn answer<T: serde::Serialize>(
+    mut with: actix_web::HttpResponseBuilder,
+    state: &State,
+    data: T,
+) -> HttpResponse {
     with.insert_header((header::CACHE_CONTROL, "no-store")).json(Envelope::new(data, state.clock.now()))
 }
 

@@ -3,6 +3,7 @@
 use actix_web::web::{self, Bytes};
 use actix_web::{HttpResponse, delete, get, post};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::State;
@@ -43,7 +44,7 @@ pub struct Invalidated<'a> {
 ))]
 #[delete("/api/v1/cache/{type}/{key:.*}")]
 pub async fn invalidate(
-    _: Operator,
+    operator: Operator,
     state: web::Data<State>,
     path: web::Path<(String, String)>,
 ) -> Result<HttpResponse, ApiError> {
@@ -52,6 +53,7 @@ pub async fn invalidate(
     let Some(of) = cache.kind(&kind) else {
         return Err(ApiError::NotFound("there is no such type in the cache; GET /api/v1/cache names them"));
     };
+    operator.note_aside(&state, "cache.invalidate", format!("{kind}/{key}"), Value::Null).await?;
     match key.as_str() {
         "*" => cache.invalidate_kind(of).await,
         key => cache.invalidate(of, &[key]).await,
@@ -74,7 +76,7 @@ pub struct WarmBody {
     (status = 401, body = ErrorEnvelope, description = "Not the operator"),
 ))]
 #[post("/api/v1/cache/warm")]
-pub async fn warm(_: Operator, state: web::Data<State>, body: Bytes) -> Result<HttpResponse, ApiError> {
+pub async fn warm(operator: Operator, state: web::Data<State>, body: Bytes) -> Result<HttpResponse, ApiError> {
     let body: WarmBody = match body.as_ref() {
         [] => WarmBody::default(),
         body => serde_json::from_slice(body)
@@ -84,6 +86,7 @@ pub async fn warm(_: Operator, state: web::Data<State>, body: Bytes) -> Result<H
     if !(1..=MOST_WARMED).contains(&limit) {
         return Err(ApiError::BadRequest(format!("limit must be 1 to {MOST_WARMED}")));
     }
+    operator.note_aside(&state, "cache.warm", String::from("products"), json!({ "limit": limit })).await?;
     let warmed = state.catalog.warm(limit, state.config.warm_rate).await;
     Ok(cached::fresh(warmed, state.clock.now()))
 }

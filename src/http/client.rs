@@ -1,6 +1,7 @@
 //! Who sends a request, and for which site: its address behind proxies, its agent, its wish for privacy, who it says it is,
 //! and whether it is the operator.
 
+use std::borrow::Cow;
 use std::future::{Ready, ready};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,10 +11,12 @@ use actix_web::http::header::{self, HeaderMap, HeaderValue};
 use actix_web::{FromRequest, HttpRequest, web};
 use futures_util::future::{Either, LocalBoxFuture};
 use ipnet::IpNet;
+use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::State;
 use super::error::ApiError;
+use crate::control::AuditEntry;
 use crate::event::DEFAULT_SITE;
 use crate::event::intake::is_site;
 use crate::gateway::address::chain;
@@ -110,7 +113,39 @@ fn refused(rejection: Rejection) -> ApiError {
 /// Proof that the request is the operator's: it has the admin key, or, where none is set, comes from this machine and
 /// through no proxy; or it has the token of an operator or admin, or a key with the scope `operator`.
 #[derive(Debug)]
-pub struct Operator(());
+pub struct Operator {
+    who: Cow<'static, str>,
+}
+
+impl Operator {
+    /// Notes a change of theirs, before it is made.
+    ///
+    /// # Errors
+    /// When it cannot be written; then it must not be made.
+    pub fn note(&self, state: &State, action: &str, target: &str, detail: Value) -> Result<(), ApiError> {
+        Ok(state.control.note(&AuditEntry { who: &self.who, action, target, detail })?)
+    }
+
+    /// The same, on a thread that may wait for the disk: for handlers that share theirs with visitors.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn note_aside(
+        self,
+        state: &web::Data<State>,
+        action: &'static str,
+        target: String,
+        detail: Value,
+    ) -> Result<(), ApiError> {
+        let state = state.clone();
+        web::block(move || self.note(&state, action, &target, detail)).await.map_err(ApiError::internal)?
+    }
+
+    /// Who they are, for the log of changes: no secret, and no address.
+    pub fn who(&self) -> &str {
+        &self.who
+    }
+}
 
 impl FromRequest for Operator {
     type Error = ApiError;
@@ -118,13 +153,17 @@ impl FromRequest for Operator {
 
     fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
         let key = req.app_data::<web::Data<State>>().and_then(|state| state.config.admin_key.as_deref());
-        let Err(not_so) = allowed(key, req.peer_addr().map(|peer| peer.ip()), req.headers()) else {
-            return Either::Left(ready(Ok(Operator(()))));
-        };
-        let operator = move |found: Found| match found? {
-            Some(somebody) if somebody.operates() => Ok(Operator(())),
-            Some(_) => Err(ApiError::Forbidden("this is for operators")),
-            None => Err(not_so),
+        let allowed = allowed(key, req.peer_addr().map(|peer| peer.ip()), req.headers());
+        if allowed.is_ok() && key.is_some() {
+            return Either::Left(ready(Ok(Operator { who: Cow::Borrowed("the admin key") })));
+        }
+        // Who may as this machine may still say who it is.
+        let operator = move |found: Found| match (found, allowed) {
+            (Ok(Some(somebody)), _) if somebody.operates() => Ok(Operator { who: Cow::Owned(somebody.who()) }),
+            (_, Ok(())) => Ok(Operator { who: Cow::Borrowed("this machine") }),
+            (Ok(Some(_)), Err(_)) => Err(ApiError::Forbidden("this is for operators")),
+            (Ok(None), Err(not_so)) => Err(not_so),
+            (Err(error), Err(_)) => Err(error),
         };
         match recognise(req) {
             Either::Left(found) => Either::Left(ready(operator(found))),

@@ -229,6 +229,12 @@ impl From<IdentityError> for ApiError {
             IdentityError::RefreshToken => ApiError::Unauthorized("the refresh token is not valid; log in again"),
             IdentityError::TooMany { retry_after } => ApiError::TooMany { retry_after },
             IdentityError::Closed => ApiError::Forbidden("registration is switched off"),
+            IdentityError::NoAccount => {
+                ApiError::Forbidden("this is for accounts, not for keys or other issuers' tokens")
+            }
+            IdentityError::NotFound("session") => {
+                ApiError::NotFound("there is no such session; GET /api/v1/auth/sessions")
+            }
             IdentityError::NotFound(_) => ApiError::Unauthorized("the account is not there any more"),
             IdentityError::Overloaded(overloaded) => ApiError::Overloaded(overloaded),
             error => match retry_after {

@@ -17,6 +17,7 @@ mod middleware;
 mod openapi;
 mod operate;
 mod routes;
+mod sessions;
 mod statistics;
 
 use std::net::TcpListener;
@@ -64,6 +65,8 @@ pub struct State {
     pub identity: Identity,
     /// What is in front of other services, where there is such.
     pub gateway: Option<Gateway>,
+    /// What steers it, and keeps the log of changes.
+    pub control: Control,
     /// Ready, or draining.
     pub lifecycle: Lifecycle,
 }
@@ -156,15 +159,14 @@ impl Application {
     ///
     /// # Errors
     /// When the listener cannot be used.
-    pub fn admin(&self, listener: TcpListener, control: Control) -> anyhow::Result<Server> {
-        let (state, control) = (self.state.clone(), web::Data::new(control));
+    pub fn admin(&self, listener: TcpListener) -> anyhow::Result<Server> {
+        let state = self.state.clone();
         let openapi = web::Data::new(openapi::Document::of_admin());
         let timeout = state.config.client_timeout;
         let server = HttpServer::new(move || {
             App::new()
                 .app_data(state.clone())
                 .app_data(openapi.clone())
-                .app_data(control.clone())
                 .app_data(routes::query_errors())
                 .app_data(routes::path_errors())
                 .app_data(web::PayloadConfig::new(catalog_write::MAX_PRODUCT))

@@ -7,7 +7,7 @@ use utoipa::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::admin::{config as admin_config, gateway as admin_gateway};
-use super::{assets, auth, caches, catalog, catalog_write, ingest, live, operate, statistics};
+use super::{assets, auth, caches, catalog, catalog_write, ingest, live, operate, sessions, statistics};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -17,7 +17,8 @@ use super::{assets, auth, caches, catalog, catalog_write, ingest, live, operate,
         statistics::timeseries, statistics::pages, statistics::referrers, statistics::events, live::live,
         assets::dashboard, assets::dashboard_file, catalog::search, catalog::product,
         catalog::batch, catalog::hot, catalog_write::create, catalog_write::replace, catalog_write::change,
-        catalog_write::remove, auth::register, auth::login, auth::refresh, auth::logout, auth::me, auth::jwks, caches::stats, caches::warm, caches::invalidate, operate::visitor_events, operate::audit, operate::export, operate::schema,
+        catalog_write::remove, auth::register, auth::login, auth::refresh, auth::logout, auth::me, auth::jwks,
+        sessions::password, sessions::delete_me, sessions::sessions, sessions::end, sessions::end_all, caches::stats, caches::warm, caches::invalidate, operate::visitor_events, operate::audit, operate::export, operate::schema,
         operate::live, operate::ready, operate::health,
         admin_config::show, admin_config::replace, admin_config::history, admin_config::rollback, admin_config::reload,
         admin_gateway::all_routes, admin_gateway::all_upstreams, admin_gateway::force_breaker, admin_gateway::all_limits,

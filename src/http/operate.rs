@@ -35,34 +35,30 @@ pub async fn live() -> HttpResponse {
 ))]
 #[get("/health/ready")]
 pub async fn ready(state: web::Data<State>) -> HttpResponse {
-    health_answer(&Health::of(
-        &state.journal,
-        &state.stats,
-        state.stream.as_ref(),
-        &state.catalog,
-        state.gateway.as_ref(),
-        &state.lifecycle,
-    ))
+    health_answer(&state)
 }
 
 /// The state of each part.
 #[utoipa::path(tag = "operate", responses(
-    (status = 200, description = "All is well", body = Health, example = json!({"status": "ok", "phase": "ready"})),
+    (status = 200, description = "All is well, or degraded: the parts say why", body = Health, example = json!({"status": "degraded", "phase": "ready",
+        "catalog": {"status": "ok", "database": "SQLite"}, "identity": {"status": "degraded", "reason": "the keys of identity.issuers.#1 cannot be read; those that are known are used"}})),
     (status = 503, description = "Something is not", body = Health),
 ))]
 #[get("/health")]
 pub async fn health(state: web::Data<State>) -> HttpResponse {
-    health_answer(&Health::of(
+    health_answer(&state)
+}
+
+fn health_answer(state: &State) -> HttpResponse {
+    let found = Health::of(
         &state.journal,
         &state.stats,
         state.stream.as_ref(),
         &state.catalog,
+        &state.identity,
         state.gateway.as_ref(),
         &state.lifecycle,
-    ))
-}
-
-fn health_answer(found: &Health) -> HttpResponse {
+    );
     let mut answer = match found.status {
         Status::Ok | Status::Degraded => HttpResponse::Ok(),
         Status::Unavailable => HttpResponse::ServiceUnavailable(),

@@ -6,7 +6,9 @@ use actix_web::web::{self, PathConfig, QueryConfig, ServiceConfig};
 use actix_web::{HttpResponse, middleware::Compress};
 
 use super::error::ApiError;
-use super::{State, assets, auth, caches, catalog, catalog_write, ingest, live, openapi, operate, statistics};
+use super::{
+    State, assets, auth, caches, catalog, catalog_write, ingest, live, openapi, operate, sessions, statistics,
+};
 
 /// Puts all routes into an app.
 pub fn configure(app: &mut ServiceConfig, state: &web::Data<State>) {
@@ -47,6 +49,11 @@ pub fn configure(app: &mut ServiceConfig, state: &web::Data<State>) {
         .service(auth::refresh)
         .service(auth::logout)
         .service(auth::me)
+        .service(sessions::password)
+        .service(sessions::delete_me)
+        .service(sessions::sessions)
+        .service(sessions::end_all)
+        .service(sessions::end)
         .service(auth::jwks)
         // operate
         .service(caches::stats)

@@ -6,7 +6,6 @@ use std::time::Duration;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::api_key::ApiKey;
 use super::error::IdentityError;
 use super::lockout::Network;
 use super::names::{self, Registration};
@@ -14,13 +13,10 @@ use super::password::Verdict;
 use super::principal::{Principal, Proof, Role};
 use super::service::{Identity, Inner};
 use super::session::{RefreshToken, hash_of};
-use super::store::{
-    Account, Begin, By, ChangeAccount, ChangedKeys, CreateAccount, FindAccount, IsKnown, Revoke, RevokeKey, Rotate,
-    Rotated, StoreKey,
-};
+use super::store::{Account, Begin, By, ChangeAccount, CreateAccount, FindAccount, IsKnown, Revoke, Rotate, Rotated};
 use super::{random, sha256};
 use crate::clock::{UnixMillis, rfc3339};
-use crate::database::Database;
+use crate::database::DatabaseError;
 
 /// What somebody gets who logs in or refreshes.
 #[derive(Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -79,6 +75,9 @@ impl From<Account> for AccountView {
     }
 }
 
+/// How often a password is proved that others change at the same time.
+const TRIES: usize = 4;
+
 fn millis(span: Duration) -> i64 {
     i64::try_from(span.as_millis()).unwrap_or(i64::MAX / 4)
 }
@@ -87,8 +86,14 @@ fn new_id() -> Result<String, IdentityError> {
     Ok(super::hex(&random::<16>()?))
 }
 
+/// An account as it begins: with the role `user`.
+pub(super) fn new_account(new: Registration, hash: String, now: UnixMillis) -> Result<Account, IdentityError> {
+    let Registration { login, email, .. } = new;
+    Ok(Account { id: new_id()?, login, email, password: hash, roles: vec![Role::User], created_at: now })
+}
+
 impl Inner {
-    fn ready(&self) -> Result<(), IdentityError> {
+    pub(super) fn ready(&self) -> Result<(), IdentityError> {
         if self.database.is_ready() { Ok(()) } else { Err(IdentityError::NotReady) }
     }
 
@@ -109,7 +114,8 @@ impl Inner {
         })
     }
 
-    async fn begin(&self, account: &Account, network: Network) -> Result<Tokens, IdentityError> {
+    /// The tokens of a new session, and what begins it.
+    pub(super) fn session(&self, account: &Account, network: Network) -> Result<(Begin, Tokens), IdentityError> {
         let (family, token, now) = (new_id()?, RefreshToken::new()?, self.clock.now());
         let options = &self.options;
         let family_expires_at = now.saturating_add(millis(options.session_lifetime));
@@ -117,13 +123,56 @@ impl Inner {
         let begin = Begin {
             family: family.clone(),
             account: account.id.clone(),
+            password: account.password.clone(),
             network: network_hash(&account.id, network),
             hash: token.hash.clone(),
             expires_at,
             family_expires_at,
         };
-        self.database.run(begin).await?;
-        self.tokens(account, &family, token, expires_at)
+        Ok((begin, self.tokens(account, &family, token, expires_at)?))
+    }
+
+    /// Proves the password of an account, as often as the lockout lets that be tried, and then does what it is for. That finds
+    /// nothing done when somebody changed the password in between: then the new one is what has to be proved.
+    pub(super) async fn proven<T>(
+        &self,
+        account: Option<Account>,
+        name: &str,
+        (password, network): (&str, Network),
+        then: impl AsyncFn(Account, Verdict) -> Result<Option<T>, IdentityError>,
+    ) -> Result<T, IdentityError> {
+        let (key, now) = (self.account_key(name), self.clock.now());
+        let guarded = self.lockout.lock().guarded(key, now);
+        // Also asked for nobody: it must not show by its time whether there is an account.
+        let of = account.as_ref().map_or(name, |account| &account.id);
+        let known = guarded && {
+            let network = network_hash(of, network);
+            self.database.run(IsKnown { account: of.to_owned(), network }).await?
+        };
+        let attempt = self.lockout.lock().begin(key, network, known, now);
+        let attempt = attempt.map_err(|retry_after| IdentityError::TooMany { retry_after })?;
+        let (mut account, mut fresh) = (account, true);
+        for _ in 0..TRIES {
+            let hash = account.as_ref().map(|account| account.password.clone());
+            let verdict = self.hashing.verify(password.to_owned(), hash).await;
+            let verdict = verdict.inspect_err(|_| {
+                if fresh {
+                    self.lockout.lock().undecided(&attempt);
+                }
+            })?;
+            let Some(proven) = account.filter(|_| verdict != Verdict::Wrong) else {
+                return Err(IdentityError::Credentials);
+            };
+            if std::mem::take(&mut fresh) {
+                self.lockout.lock().succeeded(&attempt);
+            }
+            let id = proven.id.clone();
+            if let Some(done) = then(proven, verdict).await? {
+                return Ok(done);
+            }
+            account = self.database.run(FindAccount(By::Id(id))).await?;
+        }
+        Err(IdentityError::Database(DatabaseError::Serialization))
     }
 
     fn count_login(&self, outcome: usize) {
@@ -132,12 +181,16 @@ impl Inner {
         }
     }
 
-    /// A new hash, if one can be made now; the next login tries again.
-    async fn rehash(&self, account: &Account, password: String) {
+    /// The account with a new hash, if one can be made now; the next login tries again.
+    async fn rehash(&self, mut account: Account, password: String) -> Account {
         if let Ok(new) = self.hashing.hash(password).await {
-            let change = ChangeAccount::Password { id: account.id.clone(), old: account.password.clone(), new };
-            let _ = self.database.run(change).await;
+            let change =
+                ChangeAccount::Hash { id: account.id.clone(), old: account.password.clone(), new: new.clone() };
+            if self.database.run(change).await == Ok(true) {
+                account.password = new;
+            }
         }
+        account
     }
 }
 
@@ -162,14 +215,8 @@ impl Identity {
         inner.ready()?;
         let now = inner.clock.now();
         inner.lockout.lock().register(network, now).map_err(|retry_after| IdentityError::TooMany { retry_after })?;
-        let account = Account {
-            id: new_id()?,
-            password: inner.hashing.hash(new.password).await?,
-            login: new.login,
-            email: new.email,
-            roles: vec![Role::User],
-            created_at: now,
-        };
+        let hash = inner.hashing.hash(new.password.clone()).await?;
+        let account = new_account(new, hash, now)?;
         inner.database.run(CreateAccount(account.clone())).await?;
         Ok(account.into())
     }
@@ -187,34 +234,21 @@ impl Identity {
             return Err(IdentityError::Credentials);
         };
         let account = inner.database.run(FindAccount(By::Login(name.clone()))).await?;
-        // Name and e-mail are one account to guess at.
-        let key = inner.account_key(account.as_ref().map_or(&name, |account| &account.id));
-        let now = inner.clock.now();
-        let guarded = inner.lockout.lock().guarded(key, now);
-        let known = match &account {
-            Some(account) if guarded => {
-                let network = network_hash(&account.id, network);
-                inner.database.run(IsKnown { account: account.id.clone(), network }).await?
-            }
-            _ => false,
+        let log_in = async |account: Account, verdict| {
+            let outdated = verdict == Verdict::Outdated;
+            let account = if outdated { inner.rehash(account, password.to_owned()).await } else { account };
+            let (begin, tokens) = inner.session(&account, network)?;
+            Ok(inner.database.run(begin).await?.then_some(tokens))
         };
-        let attempt = inner.lockout.lock().begin(key, network, known, now).map_err(|retry_after| {
-            inner.count_login(2);
-            IdentityError::TooMany { retry_after }
-        })?;
-        let hash = account.as_ref().map(|account| account.password.clone());
-        let verdict = inner.hashing.verify(password.to_owned(), hash).await;
-        let verdict = verdict.inspect_err(|_| inner.lockout.lock().undecided(&attempt))?;
-        let Some(account) = account.filter(|_| verdict != Verdict::Wrong) else {
-            inner.count_login(1);
-            return Err(IdentityError::Credentials);
-        };
-        inner.lockout.lock().succeeded(&attempt);
-        if verdict == Verdict::Outdated {
-            inner.rehash(&account, password.to_owned()).await;
+        // What was typed is what counts: name and address counted as one would tell that they are of one account.
+        let done = inner.proven(account, &name, (password, network), log_in).await;
+        match &done {
+            Ok(_) => inner.count_login(0),
+            Err(IdentityError::Credentials) => inner.count_login(1),
+            Err(IdentityError::TooMany { .. }) => inner.count_login(2),
+            Err(_) => {}
         }
-        inner.count_login(0);
-        inner.begin(&account, network).await
+        done
     }
 
     /// New tokens for a refresh token, which is used up.
@@ -283,47 +317,4 @@ impl Identity {
             }),
         }
     }
-}
-
-/// Makes an API key; what is returned is the key itself, which is stored nowhere.
-///
-/// # Errors
-/// When name or scopes cannot be, or the database cannot be used.
-pub async fn create_key(
-    database: &Database,
-    name: &str,
-    scopes: &[String],
-    expires_at: Option<UnixMillis>,
-    now: UnixMillis,
-) -> Result<(ApiKey, String), IdentityError> {
-    let (key, text) = ApiKey::make(name, scopes, expires_at, now)?;
-    database.run(StoreKey(key.clone())).await?;
-    Ok((key, text))
-}
-
-/// All API keys.
-///
-/// # Errors
-/// When the database cannot be used.
-pub async fn list_keys(database: &Database) -> Result<Vec<ApiKey>, IdentityError> {
-    Ok(database.run(ChangedKeys(None)).await?.map(|(_, keys)| keys).unwrap_or_default())
-}
-
-/// Revokes an API key, by what is shown of it.
-///
-/// # Errors
-/// [`IdentityError::NotFound`]; or when the database cannot be used.
-pub async fn revoke_key(database: &Database, shown: &str) -> Result<(), IdentityError> {
-    let id = shown.strip_prefix("tg_").unwrap_or(shown).split('_').next().unwrap_or_default().to_owned();
-    if database.run(RevokeKey(id)).await? { Ok(()) } else { Err(IdentityError::NotFound("key")) }
-}
-
-/// Gives an account its roles. They are in its tokens from the next refresh on.
-///
-/// # Errors
-/// [`IdentityError::NotFound`]; or when the database cannot be used.
-pub async fn set_roles(database: &Database, login: &str, roles: &[Role]) -> Result<(), IdentityError> {
-    let login = names::normal(login).ok_or(IdentityError::NotFound("account"))?;
-    let changed = database.run(ChangeAccount::Roles { login, roles: roles.to_vec() }).await?;
-    if changed { Ok(()) } else { Err(IdentityError::NotFound("account")) }
 }

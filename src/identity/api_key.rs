@@ -47,9 +47,7 @@ impl ApiKey {
         if name.is_empty() || name.len() > 255 || name.chars().any(char::is_control) {
             bad.push(BadField { field: "name", message: "it must have 1 to 255 bytes, and no control characters" });
         }
-        let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b':' | b'.' | b'_' | b'-');
-        let good = |scope: &String| (1..=64).contains(&scope.len()) && scope.bytes().all(inner);
-        if !scopes.iter().all(good) || scopes.len() > 15 {
+        if !scopes.iter().all(|scope| is_scope(scope)) || scopes.len() > 15 {
             bad.push(BadField { field: "scopes", message: "there may be 15, each of 1 to 64 of A-Z a-z 0-9 : . _ -" });
         }
         if !bad.is_empty() {
@@ -91,6 +89,18 @@ pub(super) fn id_of(text: &str) -> Option<&str> {
     let shape = id.len() == ID && rest.len() == SECRET + CHECKSUM && id.bytes().chain(rest.bytes()).all(lower);
     let sum = u32::from_str_radix(text.get(body..)?, 16).ok()?;
     (shape && crc32fast::hash(text.get(..body)?.as_bytes()) == sum).then_some(id)
+}
+
+/// Whether this may be a scope.
+fn is_scope(scope: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b':' | b'.' | b'_' | b'-');
+    (1..=64).contains(&scope.len()) && scope.bytes().all(inner)
+}
+
+/// Whether this is what is shown of a key, and nothing more of one.
+pub fn is_shown_id(text: &str) -> bool {
+    let lower = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+    text.strip_prefix(PREFIX).is_some_and(|id| id.len() == ID && id.bytes().all(lower))
 }
 
 /// Whether a text begins as a key does.
@@ -144,6 +154,7 @@ mod tests {
         let (key, text) = ApiKey::make("till", &scopes, Some(1000), 0).unwrap();
         assert!(text.starts_with(&format!("{}_", key.prefix())) && text.len() == 88, "{}", key.prefix());
         assert!(!format!("{key:?}").contains(&text[16..]));
+        assert!(is_shown_id(&key.prefix()) && !is_shown_id(&text) && !is_shown_id(&text[..16]));
         let keys = Keys::new(vec![key.clone()]);
         let principal = keys.verify(&text, 999).unwrap();
         assert_eq!(

@@ -41,6 +41,9 @@ pub enum IdentityError {
     /// There is no such account or key.
     #[error("there is no such {0}")]
     NotFound(&'static str),
+    /// It is for whoever has an account here.
+    #[error("this is for accounts, not for keys or for whom others vouch")]
+    NoAccount,
     /// Too many passwords wait to be hashed.
     #[error(transparent)]
     Overloaded(#[from] Overloaded),

@@ -13,7 +13,9 @@ mod hashing;
 mod issuers;
 mod lockout;
 mod names;
+mod operate;
 mod options;
+mod owner;
 mod password;
 mod principal;
 mod ring;
@@ -23,12 +25,17 @@ mod store;
 mod tend;
 mod token;
 
-pub use accounts::{AccountView, Tokens, create_key, list_keys, revoke_key, set_roles};
-pub use api_key::ApiKey;
+pub use accounts::{AccountView, Tokens};
+pub use api_key::{ApiKey, is_shown_id};
 pub use error::{BadField, IdentityError, Rejection};
 pub use lockout::Network;
 pub use names::Registration;
+pub use operate::{
+    check_password, create_account, create_key, delete_account, end_sessions, find_account, find_key, list_accounts,
+    list_keys, revoke_key, set_password, set_roles, store_key,
+};
 pub use options::{IdentityOptions, IssuerOptions, JwksUrl, algorithm};
+pub use owner::SessionView;
 pub use password::Argon2Options;
 pub use principal::{Principal, Proof, Role};
 pub use service::{Identity, IdentityStats, Recognised};

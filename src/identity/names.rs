@@ -25,6 +25,11 @@ impl std::fmt::Debug for Registration {
 }
 
 impl Registration {
+    /// The login, in lower case.
+    pub fn login(&self) -> &str {
+        &self.login
+    }
+
     /// Checks it.
     ///
     /// # Errors
@@ -41,13 +46,8 @@ impl Registration {
             bad.push(BadField { field: "email", message: "it must be an address like jo@shop.example, in ASCII" });
         }
         let address = address.flatten();
-        if !PASSWORD.contains(&password.len()) {
-            bad.push(BadField { field: "password", message: "it must have 8 to 1024 bytes" });
-        } else if password.eq_ignore_ascii_case(login.trim())
-            || address.as_ref().is_some_and(|address| password.eq_ignore_ascii_case(address))
-        {
-            bad.push(BadField { field: "password", message: "it must not be the login or the e-mail address" });
-        }
+        let unfit = unfit_password(password, login.trim(), address.as_deref());
+        bad.extend(unfit.map(|message| BadField { field: "password", message }));
         match name {
             Some(login) if bad.is_empty() => Ok(Self { login, email: address, password: password.to_owned() }),
             _ => Err(IdentityError::Invalid(bad)),
@@ -58,6 +58,15 @@ impl Registration {
 /// What somebody logs in with: a name, or an address, in the form in which it is kept. `None` if there can be no such account.
 pub fn normal(login: &str) -> Option<String> {
     if login.contains('@') { normal_email(login) } else { normal_login(login) }
+}
+
+/// Why a password cannot be taken for an account of this name and address, if so.
+pub fn unfit_password(password: &str, login: &str, email: Option<&str>) -> Option<&'static str> {
+    if !PASSWORD.contains(&password.len()) {
+        return Some("it must have 8 to 1024 bytes");
+    }
+    let same = |name: &str| password.eq_ignore_ascii_case(name);
+    (same(login) || email.is_some_and(same)).then_some("it must not be the login or the e-mail address")
 }
 
 /// Whether a password may be one. Longer ones are not hashed.

@@ -38,6 +38,8 @@ use crate::database::Database;
 
 /// Networks of accounts whose failures are kept; about 20 MB at most.
 const LOCKOUT: usize = 100_000;
+/// Intervals of refreshing that may pass in vain before that is worth telling; five seconds at least.
+const LONG: u32 = 3;
 /// Between two looks into the database for a key of ours that is not known, in milliseconds.
 const UNKNOWN: i64 = 1000;
 
@@ -69,8 +71,11 @@ pub(super) struct Inner {
     /// When the database was asked for a key of ours that is not known.
     asked_at: AtomicI64,
     pub syncing: tokio::sync::Mutex<()>,
-    /// Whether the database was read the last time that was tried.
+    /// Whether the database was read the last time that was tried, and when it was read last.
     pub synced: AtomicBool,
+    pub synced_at: AtomicI64,
+    /// Whether the next signing key could not be taken up the last time that was tried.
+    pub stuck: AtomicBool,
     pub tally: Tally,
     /// Whether the background is to end, and what runs there.
     pub stopping: watch::Sender<bool>,
@@ -162,6 +167,8 @@ impl Identity {
             asked_at: AtomicI64::new(UnixMillis::MIN / 2),
             syncing: tokio::sync::Mutex::default(),
             synced: AtomicBool::new(false),
+            synced_at: AtomicI64::new(clock.now()),
+            stuck: AtomicBool::new(false),
             tally: Tally::default(),
             stopping: watch::Sender::new(false),
             tasks: Mutex::default(),
@@ -197,6 +204,12 @@ impl Identity {
         self.inner.counted(result).map(Some)
     }
 
+    /// Whose an API key is that came in a place of its own; `None` if it does not look like one of ours.
+    pub fn key(&self, sent: &[u8]) -> Option<Result<Arc<Principal>, Rejection>> {
+        let text = std::str::from_utf8(sent).ok().filter(|text| api_key::looks_like_one(text))?;
+        self.inner.recognise(text).map(|result| self.inner.counted(result))
+    }
+
     /// Both: whom a request is from.
     ///
     /// # Errors
@@ -219,6 +232,28 @@ impl Identity {
     /// For how long that may be kept.
     pub fn jwks_lifetime(&self) -> Duration {
         (self.inner.options.key_rotation / 2).min(Duration::from_secs(300))
+    }
+
+    /// What is the matter, if anything. It names no address and no secret: another issuer by its place in the config.
+    pub fn faults(&self) -> Vec<String> {
+        let inner = &self.inner;
+        let mut faults = Vec::new();
+        if inner.stuck.load(Ordering::Relaxed) {
+            faults.push(String::from("the next signing key cannot be written; the old one signs on"));
+        }
+        if !inner.database.is_ready() {
+            faults.push(String::from("the database is not ready; nobody can log in"));
+        } else if !inner.synced.load(Ordering::Acquire) {
+            let ago = inner.clock.now().saturating_sub(inner.synced_at.load(Ordering::Relaxed));
+            let long = inner.options.refresh_interval.saturating_mul(LONG).max(Duration::from_secs(5));
+            if u128::try_from(ago).unwrap_or(0) >= long.as_millis() {
+                faults.push(String::from("the database cannot be read; API keys are used as they were read last"));
+            }
+        }
+        for (at, issuer) in inner.issuers.iter().enumerate() {
+            faults.extend(issuer.fault().map(|fault| format!("the keys of identity.issuers.#{} {fault}", at + 1)));
+        }
+        faults
     }
 
     /// What happened since the start.

@@ -44,9 +44,13 @@ async fn tend(weak: Weak<Inner>, mut stopping: watch::Receiver<bool>) {
     let mut purged_at = UnixMillis::MIN / 2;
     let mut well = true;
     while let Some(inner) = weak.upgrade() {
-        match inner.rotate() {
+        let rotated = inner.rotate();
+        let stuck = inner.stuck.swap(rotated.is_err(), Ordering::Relaxed);
+        match rotated {
             Ok(true) => log::info!("identity: the next signing key is in use"),
             Ok(false) => {}
+            // Once: it is tried every few seconds.
+            Err(_) if stuck => {}
             Err(error) => log::error!("identity: {error}; the old one is used on"),
         }
         // Whatever becomes of the rest, ours are known here.
@@ -78,6 +82,9 @@ impl Inner {
     pub async fn sync(&self) -> Result<(), IdentityError> {
         let _one = self.syncing.lock().await;
         let done = self.sync_alone().await;
+        if done.is_ok() {
+            self.synced_at.store(self.clock.now(), Ordering::Relaxed);
+        }
         self.synced.store(done.is_ok(), Ordering::Release);
         done
     }

@@ -86,6 +86,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "app",
             "catalog",
             "config",
+            "control",
             "database",
             "diagnostics",
             "event",

@@ -26,23 +26,23 @@ pub fn all_to(backend: &Backend) -> String {
 }
 
 /// What a service saw, that answers with it.
-fn seen(answer: &Answer) -> Value {
+pub fn seen(answer: &Answer) -> Value {
     assert_eq!(answer.status, 200, "{}", answer.text());
     answer.json()
 }
 
 /// The values of a header that a service saw.
-fn told(seen: &Value, name: &str) -> Vec<String> {
+pub fn told(seen: &Value, name: &str) -> Vec<String> {
     let headers = seen["headers"].as_array().unwrap();
     let named = headers.iter().filter(|pair| pair[0].as_str().unwrap().eq_ignore_ascii_case(name));
     named.map(|pair| pair[1].as_str().unwrap().to_owned()).collect()
 }
 
-fn code(answer: &Answer) -> (u16, String) {
+pub fn code(answer: &Answer) -> (u16, String) {
     (answer.status, answer.json()["error"]["code"].as_str().unwrap_or_default().to_owned())
 }
 
-fn sha256(text: &str) -> String {
+pub fn sha256(text: &str) -> String {
     use sha2::{Digest, Sha256};
     Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -66,9 +66,6 @@ pub(super) fn canary(raw: &Canary, route: &Route, known: &Known<'_>, keys: &mut 
     {
         keys.bad("header", format!("`{}` is the gateway's own, or HTTP's", header.name));
     }
-    if raw.by == CanaryKey::ApiKey && !known.api_keys {
-        keys.bad("by", "nobody has an API key; write some in [gateway.api_keys]");
-    }
     CanaryOptions {
         upstream: raw.upstream.clone(),
         weight,

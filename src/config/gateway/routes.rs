@@ -56,6 +56,8 @@ section! {
         cost: u32 = 1,
         /// Who may.
         auth: AuthPolicy = AuthPolicy::Public,
+        /// Of a key, or of another issuer's token.
+        scopes: Vec<String> = Vec::new(),
         /// Which other origins may.
         cors: Option<Cors> = None,
         /// Of requests that failed.
@@ -105,7 +107,6 @@ section! {
 pub(super) struct Known<'a> {
     pub limits: &'a BTreeMap<String, LimitOptions>,
     pub upstreams: &'a BTreeMap<String, Upstream>,
-    pub api_keys: bool,
 }
 
 pub(super) fn routes(raw: &[Route], known: &Known<'_>, keys: &mut Keys<'_>) -> Vec<RouteOptions> {
@@ -140,9 +141,7 @@ fn one(raw: &Route, known: &Known<'_>, keys: &mut Keys<'_>) -> RouteOptions {
     const MILLI: Duration = Duration::from_millis(1);
     let path = path_match(raw, keys);
     let total_timeout = raw.total_timeout.0.map(|_| keys.finite("total_timeout", raw.total_timeout, MILLI));
-    if raw.auth == AuthPolicy::ApiKey && !known.api_keys {
-        keys.bad("auth", "nobody has an API key; write some in [gateway.api_keys]");
-    }
+    scopes(raw, keys);
     let to = destination(raw, known, keys);
     RouteOptions {
         name: raw.name.clone(),
@@ -161,6 +160,7 @@ fn one(raw: &Route, known: &Known<'_>, keys: &mut Keys<'_>) -> RouteOptions {
         limits: limits(raw, known, keys),
         cost: raw.cost,
         auth: raw.auth,
+        scopes: raw.scopes.clone(),
         cors: raw.cors.as_ref().map(|raw| cors(raw, &mut keys.below("cors"))),
         canary: raw.canary.as_ref().map(|canary| canary::canary(canary, raw, known, &mut keys.below("canary"))),
         retries: keys.within("retries", raw.retries, 0..=10),
@@ -172,6 +172,17 @@ fn one(raw: &Route, known: &Known<'_>, keys: &mut Keys<'_>) -> RouteOptions {
             |name| name == "x-request-id" || (raw.cors.is_some() && name.starts_with("access-control-")),
             keys,
         ),
+    }
+}
+
+fn scopes(raw: &Route, keys: &mut Keys<'_>) {
+    if !raw.scopes.is_empty() && raw.auth == AuthPolicy::Public {
+        keys.bad("scopes", "nobody is asked for scopes on a route that is public; set auth to \"api_key\" or \"user\"");
+    }
+    // `scope-token` of RFC 6749, section 3.3: other issuers' are longer and have more signs than ours.
+    let token = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\');
+    if let Some(scope) = raw.scopes.iter().find(|scope| scope.is_empty() || !scope.bytes().all(token)) {
+        keys.bad("scopes", format!("`{scope}` is no scope like orders:read"));
     }
 }
 

@@ -25,8 +25,11 @@ pub enum GatewayError {
     /// A good access token is needed.
     #[error("{0}")]
     Unauthenticated(&'static str),
+    /// It is known who asks, and that they may not.
+    #[error("{0}")]
+    Forbidden(&'static str),
     /// Whether a token is good cannot be said right now.
-    #[error("the token cannot be verified right now")]
+    #[error("the token or key cannot be verified right now")]
     Unverifiable {
         /// When to come again.
         retry_after: Duration,
@@ -98,6 +101,7 @@ impl GatewayError {
         match self {
             Self::BadRequest(_) | Self::BadPath(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized(_) | Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -117,6 +121,7 @@ impl GatewayError {
         match self {
             Self::BadRequest(_) | Self::BadPath(_) => "bad_request",
             Self::Unauthorized(_) | Self::Unauthenticated(_) => "unauthorized",
+            Self::Forbidden(_) => "forbidden",
             Self::Unverifiable { .. } => "unavailable",
             Self::NoRoute => "not_found",
             Self::MethodNotAllowed(_) => "method_not_allowed",

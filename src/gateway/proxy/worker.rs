@@ -244,7 +244,7 @@ impl Worker {
             });
         }
         // 7. Authentication.
-        who.may(route.options.auth)?;
+        who.may(&route.options)?;
         // 8. The body that is announced.
         let length = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
         let announced = length.and_then(|length| length.parse::<u64>().ok());

@@ -6,8 +6,7 @@ use actix_web::{HttpRequest, HttpResponse, get, post};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::who;
-use crate::control::{Applied, Control, Version};
+use crate::control::{Applied, Version};
 use crate::http::State;
 use crate::http::cached;
 use crate::http::client::Operator;
@@ -29,9 +28,9 @@ pub struct InForce {
     (status = 401, body = ErrorEnvelope, description = "Not the operator"),
 ))]
 #[get("/api/v1/admin/config")]
-pub async fn show(_: Operator, state: web::Data<State>, control: web::Data<Control>) -> HttpResponse {
-    let version = control.history().await.0;
-    let config = control.config().effective.shown();
+pub async fn show(_: Operator, state: web::Data<State>) -> HttpResponse {
+    let version = state.control.history().await.0;
+    let config = state.control.config().effective.shown();
     let mut answer = cached::fresh(InForce { version, config }, state.clock.now());
     if let Ok(tag) = format!("\"{version}\"").parse() {
         answer.headers_mut().insert(header::ETAG, tag);
@@ -60,9 +59,8 @@ pub struct Sent {
 ))]
 #[post("/api/v1/admin/config")]
 pub async fn replace(
-    _: Operator,
+    operator: Operator,
     state: web::Data<State>,
-    control: web::Data<Control>,
     request: HttpRequest,
     query: web::Query<Sent>,
     body: Bytes,
@@ -70,7 +68,8 @@ pub async fn replace(
     let text = String::from_utf8(body.into())
         .map_err(|_| ApiError::InvalidConfig(String::from("the config must be text in UTF-8")))?;
     let expected = expected(request.headers())?;
-    let applied = control.put(text, query.name.as_deref().unwrap_or("config"), expected, who(&state)).await?;
+    let name = query.name.as_deref().unwrap_or("config");
+    let applied = state.control.put(text, name, expected, operator.who()).await?;
     Ok(cached::fresh(applied, state.clock.now()))
 }
 
@@ -82,12 +81,12 @@ fn expected(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
 
 /// What was in force, the latest first.
 #[utoipa::path(tag = "admin", operation_id = "admin_config_history", security(("operator" = [])), responses(
-    (status = 200, body = Envelope<Vec<Version>>, example = json!({"success": true, "data": [{"version": 4, "at": 1795420800000i64, "who": "this machine", "how": "api", "changes": [{"key": "gateway.routes.users.retries", "before": "1", "after": "2"}]}], "timestamp": 1795420800})),
+    (status = 200, body = Envelope<Vec<Version>>, example = json!({"success": true, "data": [{"version": 4, "at": 1795420800000i64, "who": "account jo.doe (6f1c3c0e7a514f0c9d6b1f2e3a4b5c6d)", "how": "api", "changes": [{"key": "gateway.routes.users.retries", "before": "1", "after": "2"}]}], "timestamp": 1795420800})),
     (status = 401, body = ErrorEnvelope, description = "Not the operator"),
 ))]
 #[get("/api/v1/admin/config/history")]
-pub async fn history(_: Operator, state: web::Data<State>, control: web::Data<Control>) -> HttpResponse {
-    cached::fresh(control.history().await.1, state.clock.now())
+pub async fn history(_: Operator, state: web::Data<State>) -> HttpResponse {
+    cached::fresh(state.control.history().await.1, state.clock.now())
 }
 
 /// Where to go back to.
@@ -106,17 +105,12 @@ pub struct Back {
     (status = 404, body = ErrorEnvelope, description = "There is no such version"),
 ))]
 #[post("/api/v1/admin/config/rollback")]
-pub async fn rollback(
-    _: Operator,
-    state: web::Data<State>,
-    control: web::Data<Control>,
-    body: Bytes,
-) -> Result<HttpResponse, ApiError> {
+pub async fn rollback(operator: Operator, state: web::Data<State>, body: Bytes) -> Result<HttpResponse, ApiError> {
     let back: Back = match body.as_ref() {
         b"" => Back::default(),
         body => serde_json::from_slice(body).map_err(|error| ApiError::BadRequest(error.to_string()))?,
     };
-    let applied = control.rollback(back.to, who(&state)).await?;
+    let applied = state.control.rollback(back.to, operator.who()).await?;
     Ok(cached::fresh(applied, state.clock.now()))
 }
 
@@ -127,11 +121,7 @@ pub async fn rollback(
     (status = 422, body = ErrorEnvelope, description = "It has mistakes; each with file, line and key"),
 ))]
 #[post("/api/v1/admin/config/reload")]
-pub async fn reload(
-    _: Operator,
-    state: web::Data<State>,
-    control: web::Data<Control>,
-) -> Result<HttpResponse, ApiError> {
-    let applied = control.reload(who(&state)).await?;
+pub async fn reload(operator: Operator, state: web::Data<State>) -> Result<HttpResponse, ApiError> {
+    let applied = state.control.reload(operator.who()).await?;
     Ok(cached::fresh(applied, state.clock.now()))
 }

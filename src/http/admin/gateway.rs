@@ -8,8 +8,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 
-use super::note;
-use crate::control::Control;
 use crate::gateway::Gateway;
 use crate::gateway::breaker::Forced;
 use crate::gateway::canary::{CanarySnapshot, Weight};
@@ -21,6 +19,7 @@ use crate::http::State;
 use crate::http::cached;
 use crate::http::client::Operator;
 use crate::http::error::{ApiError, Envelope, ErrorEnvelope};
+use crate::identity::is_shown_id;
 
 /// What each of these answers while there is no gateway.
 const NONE: ApiError = ApiError::NotFound("there is no gateway; set gateway.listen or gateway.tls_listen");
@@ -128,15 +127,14 @@ pub struct OrderBreaker {
 ))]
 #[post("/api/v1/admin/upstreams/{name}/breaker")]
 pub async fn force_breaker(
-    _: Operator,
+    operator: Operator,
     state: web::Data<State>,
-    control: web::Data<Control>,
     name: web::Path<String>,
     order: web::Json<OrderBreaker>,
 ) -> Result<HttpResponse, ApiError> {
     let table = gateway(&state)?.table();
     let service = table.services.get(name.as_str()).ok_or(ApiError::NotFound("there is no such upstream"))?;
-    note(&state, &control, "breaker.force", &name, json!({ "state": order.state }))?;
+    operator.note(&state, "breaker.force", &name, json!({ "state": order.state }))?;
     let upstream = service.upstream();
     match order.state {
         BreakerOrder::Open => upstream.force(Some(Forced::Open)),
@@ -274,16 +272,29 @@ pub struct Forgotten {
 ))]
 #[delete("/api/v1/admin/limits/{name}/bucket")]
 pub async fn reset_bucket(
-    _: Operator,
+    operator: Operator,
     state: web::Data<State>,
-    control: web::Data<Control>,
     name: web::Path<String>,
     whose: web::Query<Whose>,
 ) -> Result<HttpResponse, ApiError> {
-    let limits = gateway(&state)?.limits();
+    let gateway = gateway(&state)?;
+    let limits = gateway.limits();
     limits.look_up(&name, &whose.caller()).ok_or(NO_LIMIT)?;
-    // Not whose: the log holds no addresses.
-    note(&state, &control, "limit.reset", &name, json!({ "route": whose.route, "api_key": whose.api_key }))?;
+    // Whose, but for addresses, and for what may be a key or a token in place of a name.
+    let (table, api_key) = (gateway.table(), whose.api_key.as_deref());
+    let known = |name: &&str| is_shown_id(name) || table.api_keys.values().any(|held| **held == **name);
+    let route = whose.route.as_deref().filter(|name| table.routes.iter().any(|route| route.options.name == **name));
+    let by: Vec<&str> = [
+        whose.address.map(|_| "address"),
+        whose.api_key.as_ref().map(|_| "api_key"),
+        whose.user.as_ref().map(|_| "user"),
+        whose.route.as_ref().map(|_| "route"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let detail = json!({ "by": by, "api_key": api_key.filter(known), "route": route });
+    operator.note(&state, "limit.reset", &name, detail)?;
     Ok(cached::fresh(Forgotten { reset: limits.reset(&name, &whose.caller()) }, state.clock.now()))
 }
 
@@ -310,9 +321,8 @@ pub enum CanaryOrder {
 ))]
 #[post("/api/v1/admin/routes/{route}/canary")]
 pub async fn steer_canary(
-    _: Operator,
+    operator: Operator,
     state: web::Data<State>,
-    control: web::Data<Control>,
     route: web::Path<String>,
     order: web::Json<CanaryOrder>,
 ) -> Result<HttpResponse, ApiError> {
@@ -328,7 +338,7 @@ pub async fn steer_canary(
         ),
         _ => None,
     };
-    note(&state, &control, "canary", &route, json!(&*order))?;
+    operator.note(&state, "canary", &route, json!(&*order))?;
     match (&*order, weight) {
         (CanaryOrder::Promote, _) => canary.promote(),
         (CanaryOrder::Abort, _) => canary.abort(),

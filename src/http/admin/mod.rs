@@ -5,11 +5,9 @@ pub mod config;
 pub mod gateway;
 
 use actix_web::web;
-use serde_json::Value;
 
-use super::State;
 use super::error::ApiError;
-use crate::control::{AuditEntry, Control, ControlError};
+use crate::control::ControlError;
 
 /// Puts its routes into an app.
 pub fn configure(app: &mut web::ServiceConfig) {
@@ -25,16 +23,6 @@ pub fn configure(app: &mut web::ServiceConfig) {
         .service(gateway::bucket)
         .service(gateway::reset_bucket)
         .service(gateway::steer_canary);
-}
-
-/// Who an operator is, for the log of changes.
-fn who(state: &State) -> &'static str {
-    if state.config.admin_key.is_some() { "an operator" } else { "this machine" }
-}
-
-/// Notes a change before it is made.
-fn note(state: &State, control: &Control, action: &str, target: &str, detail: Value) -> Result<(), ApiError> {
-    Ok(control.note(&AuditEntry { who: who(state), action, target, detail })?)
 }
 
 impl From<ControlError> for ApiError {

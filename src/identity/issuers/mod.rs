@@ -83,6 +83,11 @@ impl Issuer {
         }
     }
 
+    /// What is the matter with its keys, if anything.
+    pub fn fault(&self) -> Option<&'static str> {
+        self.schedule.lock().fault(self.clock.now())
+    }
+
     /// That of a token, if it is here.
     pub fn known(&self, kid: Option<&str>) -> Option<VerifyingKey> {
         if !self.schedule.lock().usable(self.clock.now()) {

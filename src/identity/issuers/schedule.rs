@@ -44,6 +44,18 @@ impl Schedule {
         self.read_at.is_some() && self.failures == 0
     }
 
+    /// What is the matter with the keys, if it is worth telling: one reading that fails is not.
+    pub fn fault(&self, now: UnixMillis) -> Option<&'static str> {
+        let Some(read_at) = self.read_at.filter(|_| self.failures > 0) else {
+            return (self.failures > 0).then_some("could never be read; its tokens are answered 503");
+        };
+        if !self.usable(now) {
+            return Some("could not be read for max_stale, and are not used any more");
+        }
+        let old = now.saturating_sub(read_at) >= millis(self.refresh).saturating_mul(2);
+        old.then_some("cannot be read; those that are known are used")
+    }
+
     /// Whether they may be read for a key that is not there; then that counts.
     pub fn ask(&mut self, now: UnixMillis) -> bool {
         let may = self.asked_at.is_none_or(|at| now.saturating_sub(at) >= millis(UNKNOWN) || now < at);
@@ -80,9 +92,16 @@ mod tests {
     #[test]
     fn keys_are_read_ahead_and_kept_while_that_fails() {
         let mut schedule = Schedule::new(Duration::from_secs(300), Duration::from_secs(86_400));
-        assert!(schedule.due(0) && !schedule.usable(0) && !schedule.fresh());
+        assert!(schedule.due(0) && !schedule.usable(0) && !schedule.fresh() && schedule.fault(0).is_none());
+        let mut never = schedule;
+        never.failed(0);
+        assert!(never.fault(0).unwrap().contains("never"));
         schedule.succeeded(0);
         assert!(!schedule.due(299_999) && schedule.due(300_000) && schedule.fresh());
+        schedule.failed(300_000);
+        assert_eq!((schedule.fault(599_999), schedule.fault(600_000).is_some()), (None, true));
+        schedule.succeeded(0);
+        assert_eq!(schedule.fault(24 * HOUR), None, "it is not known to fail");
         let (mut now, mut tries) = (5 * MINUTE, 0);
         while now < HOUR {
             if schedule.due(now) {
@@ -94,6 +113,10 @@ mod tests {
         }
         assert!((100..=130).contains(&tries), "{tries} tries in 55 minutes");
         assert!(!schedule.fresh() && !schedule.usable(24 * HOUR));
+        assert!(
+            schedule.fault(HOUR).unwrap().contains("are used")
+                && schedule.fault(24 * HOUR).unwrap().contains("max_stale")
+        );
         schedule.succeeded(now);
         assert!(schedule.fresh() && schedule.usable(now + 23 * HOUR));
     }

@@ -1,5 +1,9 @@
 //! What is asked of the database: accounts, families of refresh tokens, API keys, and the public halves of signing keys.
 
+mod sessions;
+
+pub(super) use sessions::{ChangePassword, DeleteAccount, EndSessions, SessionRow, Sessions};
+
 use super::api_key::ApiKey;
 use super::error::IdentityError;
 use super::principal::{Role, roles};
@@ -113,18 +117,34 @@ impl Work for IsKnown {
     }
 }
 
-/// Changes a column of an account; whether there is one.
+/// A page of the accounts, by login.
+pub(super) struct ListAccounts {
+    /// Logins behind this one.
+    pub after: String,
+    pub limit: u64,
+}
+
+impl Work for ListAccounts {
+    type Done = Vec<Account>;
+    type Error = IdentityError;
+
+    fn writes(&self) -> bool {
+        false
+    }
+
+    async fn run<S: Session>(&self, s: &mut S, _: UnixMillis) -> Result<Vec<Account>, IdentityError> {
+        let sql = format!("{ACCOUNT} WHERE a.login > ? ORDER BY a.login LIMIT ?");
+        let mut rows = s.rows(&sql, vec![Value::text(&self.after), Value::whole(self.limit)]).await?;
+        Ok(rows.iter_mut().map(account).collect::<Result<_, _>>()?)
+    }
+}
+
+/// Changes a column of an account; whether that was done.
 pub(super) enum ChangeAccount {
-    /// A new hash, if it still has the old one.
-    Password {
-        id: String,
-        old: String,
-        new: String,
-    },
-    Roles {
-        login: String,
-        roles: Vec<Role>,
-    },
+    /// A new hash of the same password, if it still has the old one.
+    Hash { id: String, old: String, new: String },
+    /// Other roles, if it is there.
+    Roles { id: String, roles: Vec<Role> },
 }
 
 impl Work for ChangeAccount {
@@ -144,26 +164,41 @@ impl Work for ChangeAccount {
 
 impl ChangeAccount {
     async fn change<S: Session>(&self, s: &mut S) -> Result<bool, IdentityError> {
-        match self {
-            Self::Password { id, old, new } => {
-                let values = vec![Value::text(new), Value::text(id), Value::text(old)];
-                s.rows("UPDATE accounts SET password = ? WHERE id = ? AND password = ?", values).await?;
-                Ok(true)
+        let (id, old, sql, value) = match self {
+            Self::Hash { id, old, new } => {
+                (id, Some(old), "UPDATE accounts SET password = ? WHERE id = ?", Value::text(new))
             }
-            Self::Roles { login, roles } => {
-                let there = s.rows("SELECT id FROM accounts WHERE login = ?", vec![Value::text(login)]).await?;
-                let values = vec![role_text(roles), Value::text(login)];
-                s.rows("UPDATE accounts SET roles = ? WHERE login = ?", values).await?;
-                Ok(!there.is_empty())
-            }
+            Self::Roles { id, roles } => (id, None, "UPDATE accounts SET roles = ? WHERE id = ?", role_text(roles)),
+        };
+        if !hold(s, id, old.map(String::as_str)).await? {
+            return Ok(false);
         }
+        s.rows(sql, vec![value, Value::text(id)]).await?;
+        Ok(true)
     }
 }
 
-/// Begins a family with its first token.
+/// Holds an account to the end of the transaction: whether it is there, and has this hash of a password. What begins, changes
+/// and ends all sessions of an account does this first, so that it happens one after another.
+async fn hold<S: Session>(s: &mut S, account: &str, password: Option<&str>) -> Result<bool, IdentityError> {
+    let sql = format!("SELECT password FROM accounts WHERE id = ?{}", lock::<S>());
+    let mut rows = s.rows(&sql, vec![Value::text(account)]).await?;
+    let Some(row) = rows.first_mut() else { return Ok(false) };
+    let held = row.text(0)?;
+    Ok(password.is_none_or(|password| password == held))
+}
+
+/// What locks the rows that are read. SQLite has one writer at a time.
+fn lock<S: Session>() -> &'static str {
+    if S::DIALECT == Dialect::Sqlite { "" } else { " FOR UPDATE" }
+}
+
+/// Begins a family with its first token, if the account still has the password that was proved; whether it has.
 pub(super) struct Begin {
     pub family: String,
     pub account: String,
+    /// Its hash.
+    pub password: String,
     pub network: String,
     pub hash: String,
     pub expires_at: UnixMillis,
@@ -171,14 +206,14 @@ pub(super) struct Begin {
 }
 
 impl Work for Begin {
-    type Done = ();
+    type Done = bool;
     type Error = IdentityError;
 
     fn writes(&self) -> bool {
         true
     }
 
-    async fn run<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<(), IdentityError> {
+    async fn run<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<bool, IdentityError> {
         s.begin().await?;
         let done = self.begin(s, now).await;
         end(s, done).await
@@ -186,7 +221,10 @@ impl Work for Begin {
 }
 
 impl Begin {
-    async fn begin<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<(), IdentityError> {
+    async fn begin<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<bool, IdentityError> {
+        if !hold(s, &self.account, Some(&self.password)).await? {
+            return Ok(false);
+        }
         let sql = "INSERT INTO token_families (id, account_id, network, created_at, expires_at) VALUES (?, ?, ?, ?, ?)";
         let values = vec![
             Value::text(&self.family),
@@ -196,7 +234,8 @@ impl Begin {
             Value::Int(self.family_expires_at),
         ];
         s.rows(sql, values).await?;
-        insert_token(s, &self.hash, &self.family, self.expires_at, now).await
+        insert_token(s, &self.hash, &self.family, self.expires_at, now).await?;
+        Ok(true)
     }
 }
 
@@ -254,10 +293,10 @@ impl Work for Rotate {
 impl Rotate {
     async fn rotate<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<Rotated, IdentityError> {
         // All that happens to a family happens one after another.
-        let lock = if S::DIALECT == Dialect::Sqlite { "" } else { " FOR UPDATE" };
         let sql = format!(
             "SELECT f.id, f.account_id, f.revoked_at, f.expires_at, t.used_at, t.expires_at, t.created_at \
-             FROM refresh_tokens t JOIN token_families f ON f.id = t.family_id WHERE t.hash = ?{lock}"
+             FROM refresh_tokens t JOIN token_families f ON f.id = t.family_id WHERE t.hash = ?{}",
+            lock::<S>()
         );
         let mut rows = s.rows(&sql, vec![Value::text(&self.hash)]).await?;
         let Some(row) = rows.first_mut() else { return Ok(Rotated::Dead) };
