@@ -6,6 +6,8 @@ use serde::Serialize;
 use toml::{Table, Value};
 use utoipa::ToSchema;
 
+use super::Config;
+
 /// Every setting with its default.
 const DEFAULTS: &str = include_str!("../../config/tidegate.toml");
 /// What stands for a secret.
@@ -35,6 +37,21 @@ pub struct Change {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "2")]
     pub after: Option<String>,
+}
+
+/// What is set otherwise in `after`, and whether a file has another admin key, of which the config has only the name.
+pub fn changes_between(before: &Config, after: &Config) -> Vec<Change> {
+    let mut changes = before.effective.changes(&after.effective);
+    let is_told = changes.iter().any(|change| change.key.starts_with("server.admin_key"));
+    if before.live.admin_key != after.live.admin_key && !is_told {
+        let hidden = |key: &Option<String>| key.as_ref().map(|_| HIDDEN.to_owned());
+        changes.push(Change {
+            key: String::from("server.admin_key"),
+            before: hidden(&before.live.admin_key),
+            after: hidden(&after.live.admin_key),
+        });
+    }
+    changes
 }
 
 impl Effective {
@@ -117,7 +134,25 @@ fn is_secret(key: &str) -> bool {
     let secret = |word: &str| name == word || name.ends_with(&format!("_{word}"));
     key.starts_with("gateway.api_keys.")
         || key.starts_with("stream.properties.")
-        || ["password", "token", "secret", "admin_key"].iter().any(|word| secret(word))
+        || ["password", "token", "secret", "admin_key", "write_keys"].iter().any(|word| secret(word))
+}
+
+/// Whether the last line of a text sets a secret, or goes on with one that was begun on a line before. It need not be TOML.
+pub(super) fn sets_secret(text: &str) -> bool {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '"');
+    let named = |line: &str| -> Vec<bool> {
+        let before = line.match_indices('=').filter_map(|(at, _)| line.get(..at));
+        let name = |before: &str| before.trim_end().rsplit(|c| !is_part(c)).next().unwrap_or_default().replace('"', "");
+        before.map(|before| is_secret(&name(before))).collect()
+    };
+    let mut lines = text.lines().rev();
+    let last = named(lines.next().unwrap_or_default());
+    if last.is_empty() {
+        // The value of the line before that has a key, unless a section came between.
+        let before = lines.take_while(|line| !line.starts_with('[')).map(named).find(|named| !named.is_empty());
+        return before.is_some_and(|named| named.last() == Some(&true));
+    }
+    last.contains(&true)
 }
 
 fn mask(table: &mut Table, prefix: &str) {
@@ -166,7 +201,7 @@ mod tests {
     fn all_settings_are_shown_and_no_secret_is() {
         let shown = of("[server]\nadmin_key = \"s3cr3t-key-of-ours\"\n[catalog]\nurl = \"postgres://me:s3cr3t@host/shop?sslmode=require\"\n\
              [stream]\nsasl_password = \"s3cr3t\"\nproperties = { \"ssl.key.password\" = \"s3cr3t\" }\n\
-             [stats]\nurl = [\"redis://:s3cr3t@a:1\", \"redis://b\"]\n[gateway.api_keys]\ntill = \"sha256:s3cr3t\"")
+             [sites.shop]\nwrite_keys = [\"s3cr3t-1\", \"s3cr3t-2\"]\n[stats]\nurl = [\"redis://:s3cr3t@a:1\", \"redis://b\"]\n[gateway.api_keys]\ntill = \"sha256:s3cr3t\"")
         .shown();
         let text = toml::to_string(&shown).unwrap();
         assert!(!text.contains("s3cr3t"), "{text}");
@@ -193,6 +228,41 @@ mod tests {
             ]
         );
         assert!(before.changes(&before.clone()).is_empty());
+    }
+
+    #[test]
+    fn write_keys_are_told_to_have_changed_and_no_more() {
+        let keys = |keys: &str| of(&format!("[sites.shop]\nwrite_keys = [{keys}]\norigins = [\"https://a\"]"));
+        let changes = keys("\"s3cr3t-one\"").changes(&keys("\"s3cr3t-one\", \"s3cr3t-two\""));
+        let hidden = Some(HIDDEN.to_owned());
+        let change = Change { key: String::from("sites.shop.write_keys"), before: hidden.clone(), after: hidden };
+        assert_eq!(changes, [change]);
+        let added = of("").changes(&keys("\"s3cr3t-one\""));
+        assert_eq!(added.len(), 2);
+        assert!(!format!("{added:?}").contains("s3cr3t"));
+    }
+
+    #[test]
+    fn lines_with_secrets_are_known_also_when_they_are_broken() {
+        for secret in [
+            "admin_key = x",
+            "a\nwrite_keys = [",
+            "write_keys = [\n  \"x\",\n  \"y",
+            "{ a = 1, write_keys = [\"x\"] }",
+            "\"admin_key\"=5",
+            "sites.a.write_keys = 5",
+        ] {
+            assert!(sets_secret(secret), "{secret}");
+        }
+        for plain in [
+            "",
+            "listen = x",
+            "admin_key = x\nlisten = y",
+            "write_keys = [\"x\"]\n[server]\nrubbish",
+            "admin_key_file = x",
+        ] {
+            assert!(!sets_secret(plain), "{plain}");
+        }
     }
 
     #[test]

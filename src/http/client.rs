@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::State;
 use super::error::ApiError;
+use super::settings::Settings;
 use crate::event::DEFAULT_SITE;
 use crate::event::intake::is_site;
 use crate::gateway::address::chain;
@@ -117,7 +118,8 @@ impl FromRequest for Operator {
     type Future = Sooner<Self>;
 
     fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let key = req.app_data::<web::Data<State>>().and_then(|state| state.config.admin_key.as_deref());
+        let settings = Settings::of(req);
+        let key = settings.as_ref().and_then(|settings| settings.admin_key.as_deref());
         let Err(not_so) = allowed(key, req.peer_addr().map(|peer| peer.ip()), req.headers()) else {
             return Either::Left(ready(Ok(Operator(()))));
         };

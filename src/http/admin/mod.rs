@@ -29,7 +29,7 @@ pub fn configure(app: &mut web::ServiceConfig) {
 
 /// Who an operator is, for the log of changes.
 fn who(state: &State) -> &'static str {
-    if state.config.admin_key.is_some() { "an operator" } else { "this machine" }
+    if state.live.load().admin_key.is_some() { "an operator" } else { "this machine" }
 }
 
 /// Notes a change before it is made.
