@@ -6,6 +6,7 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
+use tidegate::event::access::Claim;
 use tidegate::event::codec::{self, Entry};
 use tidegate::event::decode::{self, Framing};
 use tidegate::event::intake::{Intake, Rules, Sender};
@@ -31,7 +32,14 @@ fuzz_target!(|body: &[u8]| {
 });
 
 fn take(body: &[u8], framing: Framing, import: bool) -> Batch {
-    let sender = Sender { address: "192.0.2.1", agent: "Mozilla/5.0", privacy_signal: false, received: NOW, import };
+    let sender = Sender {
+        address: "192.0.2.1",
+        agent: "Mozilla/5.0",
+        privacy_signal: false,
+        received: NOW,
+        import,
+        claim: Claim::NONE,
+    };
     let intake = Intake::new(&RULES, &SALTS.0, sender);
     let mut batch = Batch::default();
     let mut seen = 0;

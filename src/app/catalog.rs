@@ -33,13 +33,13 @@ pub async fn start(core: &Core, database: Database) -> anyhow::Result<CatalogHan
 }
 
 async fn warm(catalog: CatalogHandle, config: Arc<crate::config::Config>, end: u64) {
-    if config.warm_up == 0 || !catalog.ready(PATIENCE).await {
+    if config.live.warm_up == 0 || !catalog.ready(PATIENCE).await {
         return;
     }
     let popularity = catalog.popularity();
     let counted = tokio::time::timeout(PATIENCE, popularity.delivered_through(end)).await.is_ok();
     catalog.cache().connected(CONNECT).await;
-    let warmed = catalog.warm(config.warm_up, config.warm_rate).await;
+    let warmed = catalog.warm(config.live.warm_up, config.live.warm_rate).await;
     if warmed.asked > 0 {
         let late = if counted { "" } else { ", before all views were counted" };
         log::info!("cache: {} popular products warmed in {} ms{late}", warmed.filled + warmed.present, warmed.took_ms);

@@ -17,6 +17,7 @@ use crate::catalog::CatalogHandle;
 use crate::catalog::popularity::{self, PopularityHandle};
 use crate::clock::{Clock, Stopwatch};
 use crate::config::Config;
+use crate::config::live::LiveConfig;
 use crate::control::{self, Control};
 use crate::database::Database;
 use crate::event::visitor::Salts;
@@ -31,7 +32,7 @@ use lock::DataLock;
 
 /// Everything but HTTP: what a server and a command on a folder share.
 pub struct Core {
-    /// The config.
+    /// The config that it was started with.
     pub config: Arc<Config>,
     /// The time.
     pub clock: Clock,
@@ -179,6 +180,7 @@ pub struct App {
     server: ServerHandle,
     serving: JoinHandle<std::io::Result<()>>,
     front: Option<Front>,
+    live: LiveConfig,
     control: Control,
     admin: Option<Admin>,
 }
@@ -228,9 +230,12 @@ impl App {
         let lifecycle = Lifecycle::default();
         let registry = prometheus::Registry::new();
         let gateway = gateway::start(&core, front.is_some(), &registry, &identity)?;
-        let control = Control::start(core.config.clone(), gateway.clone(), core.config.admin, core.clock.clone())?;
+        let live = LiveConfig::new(core.config.live.clone());
+        let control =
+            Control::start(core.config.clone(), live.clone(), gateway.clone(), core.config.admin, core.clock.clone())?;
         let state = http::State {
-            config: core.config.clone(),
+            live: live.clone(),
+            client_timeout: core.config.client_timeout,
             clock: core.clock.clone(),
             salts: core.salts.clone(),
             journal: core.journal.clone(),
@@ -242,7 +247,7 @@ impl App {
             control: control.clone(),
             lifecycle: lifecycle.clone(),
         };
-        let application = http::Application::new(state, registry)?;
+        let application = http::Application::new(state, core.config.clone(), registry)?;
         let admin = match admin {
             Some(listener) => Some(Admin::serve(&application, listener)?),
             None => None,
@@ -255,7 +260,7 @@ impl App {
             _ => None,
         };
         lifecycle.enter(Phase::Ready);
-        Ok(Self { core, catalog, identity, lifecycle, address, server: handle, serving, front, control, admin })
+        Ok(Self { core, catalog, identity, lifecycle, address, server: handle, serving, front, live, control, admin })
     }
 
     /// Where it listens.
@@ -276,6 +281,11 @@ impl App {
     /// Where the admin API is, if it is anywhere.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin.as_ref().map(|admin| admin.address)
+    }
+
+    /// The settings that it follows.
+    pub fn live(&self) -> &LiveConfig {
+        &self.live
     }
 
     /// What steers it.

@@ -44,7 +44,7 @@ enum ConfigCommand {
 /// Runs it. The config that was read may be one that cannot be used: then the rest is where it is by default.
 pub async fn run(config: Result<Config, ConfigError>, args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let (listen, key) = match config {
-        Ok(config) => (config.admin.listen.map(|at| at.to_string()), config.admin_key),
+        Ok(config) => (config.admin.listen.map(|at| at.to_string()), config.live.admin_key.clone()),
         Err(_) => (Some(String::from("127.0.0.1:8081")), std::env::var(format!("{ENV_PREFIX}SERVER__ADMIN_KEY")).ok()),
     };
     let url = match (args.admin, listen) {

@@ -19,6 +19,7 @@ use super::target::{Server, Target, TargetArgs, data_of};
 use crate::app::Core;
 use crate::clock::{Clock, Stopwatch};
 use crate::config::Config;
+use crate::event::access::Claim;
 use crate::event::decode::{self, Framing};
 use crate::event::intake::{Intake, Sender};
 use crate::event::{Batch, combined};
@@ -293,8 +294,16 @@ async fn post(server: &Server, body: Vec<u8>) -> anyhow::Result<serde_json::Valu
 }
 
 async fn put(core: &Core, body: &[u8]) -> anyhow::Result<serde_json::Value> {
-    let sender = Sender { address: "", agent: "", privacy_signal: false, received: core.clock.now(), import: true };
-    let intake = Intake::new(&core.config.rules, &core.salts, sender).knows(core.journal.name(), core.journal.end());
+    let sender = Sender {
+        address: "",
+        agent: "",
+        privacy_signal: false,
+        received: core.clock.now(),
+        import: true,
+        claim: Claim::NONE,
+    };
+    let intake =
+        Intake::new(&core.config.live.rules, &core.salts, sender).knows(core.journal.name(), core.journal.end());
     let mut batch = Batch::default();
     decode::body(body, Framing::Lines, |index, raw| intake.take(index, raw, &mut batch));
     let (rejected, known) = (std::mem::take(&mut batch.rejected), batch.known);

@@ -8,6 +8,7 @@ mod drain;
 mod export;
 mod import;
 mod key;
+mod log;
 mod tail;
 mod target;
 mod user;
@@ -166,7 +167,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             in_system(&config.clone(), catalog::run(config, args))
         }
         Some(Command::Config(args)) => {
-            start_log("warn")?;
+            log::start("warn")?;
             actix_web::rt::System::new().block_on(config::run(load(&cli.serve), args))
         }
         Some(Command::Key(args)) => {
@@ -193,10 +194,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 fn serve(config: Config) -> anyhow::Result<ExitCode> {
-    start_log(&config.log)?;
+    let log = log::start(&config.live.log)?;
     lifecycle::raise_file_limit();
     actix_web::rt::System::new().block_on(async move {
         let app = app::App::start(config, Clock::system()).await?;
+        app.live().follow(move |live| log.filter(&live.log));
         app.announce();
         app.run_until_signal().await?;
         Ok(ExitCode::SUCCESS)
@@ -205,10 +207,7 @@ fn serve(config: Config) -> anyhow::Result<ExitCode> {
 
 fn in_system(config: &Config, work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
     // A command's own words are enough; the rooms speak up only when something is wrong.
-    start_log(if config.log.starts_with("info") { "warn" } else { &config.log })?;
+    let filter = config.live.log.as_str();
+    log::start(if filter.starts_with("info") { "warn" } else { filter })?;
     actix_web::rt::System::new().block_on(work)
-}
-
-fn start_log(filter: &str) -> anyhow::Result<()> {
-    env_logger::Builder::new().parse_filters(filter).try_init().map_err(Into::into)
 }

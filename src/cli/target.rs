@@ -42,7 +42,7 @@ impl TargetArgs {
 
     /// The same, but a folder that is not there is made.
     pub fn resolve_or_create(&self, config: &Config) -> anyhow::Result<Target> {
-        let server = |url: &str| Target::Server(Server::new(url, config.admin_key.clone()));
+        let server = |url: &str| Target::Server(Server::new(url, config.live.admin_key.clone()));
         if let Some(url) = &self.url {
             return Ok(server(url));
         }

@@ -6,6 +6,8 @@ use serde::Serialize;
 use toml::{Table, Value};
 use utoipa::ToSchema;
 
+use super::Config;
+
 /// Every setting with its default.
 const DEFAULTS: &str = include_str!("../../config/tidegate.toml");
 /// What stands for a secret.
@@ -35,6 +37,21 @@ pub struct Change {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "2")]
     pub after: Option<String>,
+}
+
+/// What is set otherwise in `after`, and whether a file has another admin key, of which the config has only the name.
+pub fn changes_between(before: &Config, after: &Config) -> Vec<Change> {
+    let mut changes = before.effective.changes(&after.effective);
+    let is_told = changes.iter().any(|change| change.key.starts_with("server.admin_key"));
+    if before.live.admin_key != after.live.admin_key && !is_told {
+        let hidden = |key: &Option<String>| key.as_ref().map(|_| HIDDEN.to_owned());
+        changes.push(Change {
+            key: String::from("server.admin_key"),
+            before: hidden(&before.live.admin_key),
+            after: hidden(&after.live.admin_key),
+        });
+    }
+    changes
 }
 
 impl Effective {
@@ -117,7 +134,7 @@ pub(super) fn is_secret(key: &str) -> bool {
     let secret = |word: &str| name == word || name.ends_with(&format!("_{word}"));
     key.starts_with("gateway.api_keys.")
         || key.starts_with("stream.properties.")
-        || ["password", "token", "secret", "admin_key"].iter().any(|word| secret(word))
+        || ["password", "token", "secret", "admin_key", "write_keys"].iter().any(|word| secret(word))
 }
 
 fn mask(table: &mut Table, prefix: &str) {
@@ -166,7 +183,7 @@ mod tests {
     fn all_settings_are_shown_and_no_secret_is() {
         let shown = of("[server]\nadmin_key = \"s3cr3t-key-of-ours\"\n[catalog]\nurl = \"postgres://me:s3cr3t@host/shop?sslmode=require\"\n\
              [stream]\nsasl_password = \"s3cr3t\"\nproperties = { \"ssl.key.password\" = \"s3cr3t\" }\n\
-             [stats]\nurl = [\"redis://:s3cr3t@a:1\", \"redis://b\"]\n[gateway.api_keys]\ntill = \"sha256:s3cr3t\"")
+             [sites.shop]\nwrite_keys = [\"s3cr3t-1\", \"s3cr3t-2\"]\n[stats]\nurl = [\"redis://:s3cr3t@a:1\", \"redis://b\"]\n[gateway.api_keys]\ntill = \"sha256:s3cr3t\"")
         .shown();
         let text = toml::to_string(&shown).unwrap();
         assert!(!text.contains("s3cr3t"), "{text}");
@@ -193,6 +210,18 @@ mod tests {
             ]
         );
         assert!(before.changes(&before.clone()).is_empty());
+    }
+
+    #[test]
+    fn write_keys_are_told_to_have_changed_and_no_more() {
+        let keys = |keys: &str| of(&format!("[sites.shop]\nwrite_keys = [{keys}]\norigins = [\"https://a\"]"));
+        let changes = keys("\"s3cr3t-one\"").changes(&keys("\"s3cr3t-one\", \"s3cr3t-two\""));
+        let hidden = Some(HIDDEN.to_owned());
+        let change = Change { key: String::from("sites.shop.write_keys"), before: hidden.clone(), after: hidden };
+        assert_eq!(changes, [change]);
+        let added = of("").changes(&keys("\"s3cr3t-one\""));
+        assert_eq!(added.len(), 2);
+        assert!(!format!("{added:?}").contains("s3cr3t"));
     }
 
     #[test]

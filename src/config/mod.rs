@@ -8,16 +8,18 @@ mod catalog;
 pub mod effective;
 pub mod gateway;
 mod identity;
+pub mod live;
 mod place;
 pub mod popularity;
 pub mod raw;
 mod redis;
+pub mod sites;
 pub mod stream;
 pub mod units;
 
-use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -26,7 +28,7 @@ use serde::Deserialize;
 use crate::cache::CacheOptions;
 use crate::catalog::popularity::PopularityOptions;
 use crate::database::DatabaseOptions;
-use crate::event::intake::{PrivacyPolicy, Rules, is_site};
+use crate::event::intake::Rules;
 use crate::gateway::options::GatewayOptions;
 use crate::identity::IdentityOptions;
 use crate::journal::JournalOptions;
@@ -34,6 +36,7 @@ use crate::stats::{Retention, SharedOptions, StatsOptions};
 use crate::stream::StreamOptions;
 use admin::AdminOptions;
 use effective::Effective;
+use live::Live;
 use place::{describe, hint, line_of};
 use raw::RawConfig;
 use units::Span;
@@ -49,21 +52,17 @@ const FOREIGN: &str = "stream.properties";
 #[error("{}", .0.join("\n"))]
 pub struct ConfigError(pub Vec<String>);
 
-/// A config that can be run.
+/// A config that can be run. What is not in `live` is of the process' start.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// What a running server follows.
+    pub live: Arc<Live>,
     /// Address to listen on.
     pub listen: SocketAddr,
     /// HTTP threads.
     pub workers: usize,
     /// Connections in each of them.
     pub max_connections: usize,
-    /// Proxies whose word on addresses is taken.
-    pub trusted_proxies: Vec<IpNet>,
-    /// Key of the operator's endpoints.
-    pub admin_key: Option<String>,
-    /// Longest body, in bytes.
-    pub max_body: usize,
     /// For heads and pauses.
     pub client_timeout: Duration,
     /// For idle connections.
@@ -72,10 +71,6 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Folder of all data.
     pub data: PathBuf,
-    /// Origins of beacons; `None` is all.
-    pub cors_origins: Option<Vec<String>>,
-    /// Rules of events.
-    pub rules: Rules,
     /// How the journal is kept.
     pub journal: JournalOptions,
     /// How events are counted.
@@ -92,18 +87,12 @@ pub struct Config {
     pub popularity: PopularityOptions,
     /// Where the products are.
     pub catalog: DatabaseOptions,
-    /// Popular products that are read into the cache at start.
-    pub warm_up: usize,
-    /// Of them a second, at most.
-    pub warm_rate: u32,
     /// Accounts, tokens and keys.
     pub identity: IdentityOptions,
     /// What stands behind the gateway, and who may pass.
     pub gateway: GatewayOptions,
     /// How a running server is steered.
     pub admin: AdminOptions,
-    /// Filter of the log.
-    pub log: String,
     /// Where all of this came from.
     pub origin: Origin,
     /// What is set, key by key.
@@ -279,6 +268,11 @@ fn set(table: &mut toml::Table, name: &str, value: toml::Value) -> Result<(), St
     Ok(())
 }
 
+/// Bytes that one request may need: a body as sent, as decompressed, and what becomes of it.
+fn room_for(max_body: u64) -> u64 {
+    max_body.saturating_mul(2).saturating_add(1 << 20)
+}
+
 /// Checks what the types cannot; every mistake with its key.
 fn validate(raw: &RawConfig) -> Result<Config, Vec<(String, String)>> {
     let mut errors = Vec::new();
@@ -335,25 +329,13 @@ fn validate(raw: &RawConfig) -> Result<Config, Vec<(String, String)>> {
     least("journal.segment_bytes", raw.journal.segment_bytes.0, 4096);
     least("journal.max_bytes", raw.journal.max_bytes.0, 2 * raw.journal.segment_bytes.0);
     least("journal.queue_batches", raw.journal.queue_batches as u64, 1);
-    // A body as sent, as decompressed, and what becomes of it.
-    least("journal.queue_bytes", raw.journal.queue_bytes.0, 2 * raw.server.max_body_bytes.0 + (1 << 20));
+    least("journal.queue_bytes", raw.journal.queue_bytes.0, room_for(raw.server.max_body_bytes.0));
     least("ingest.max_sites", raw.ingest.max_sites as u64, 1);
     least("ingest.max_open_visits", raw.ingest.max_open_visits as u64, 100);
     least("stats.max_keys", raw.stats.max_keys as u64, 10);
     let shared = redis::shared(&raw.stats, &mut bad);
-    let mut site_privacy: HashMap<String, PrivacyPolicy> = HashMap::new();
-    for (name, site) in &raw.sites {
-        if !is_site(name) {
-            bad("sites", format!("`{name}` is no site: 1 to 64 characters of A-Z a-z 0-9 _ . : -"));
-        }
-        site_privacy.insert(name.clone(), site.privacy_signal);
-    }
-    for origin in &raw.ingest.cors_origins {
-        let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
-        if origin != "*" && host.is_none_or(|host| host.is_empty() || host.contains('/')) {
-            bad("ingest.cors_origins", format!("`{origin}` is no origin like https://shop.example"));
-        }
-    }
+    let sites = sites::sites(&raw.sites, raw.ingest.unknown_sites, &mut bad);
+    let cors = sites::cors(&raw.ingest, &raw.sites, &mut bad);
     let stream = stream::validate(&raw.stream, &mut bad);
     let cache = cache::validate(&raw.cache, &mut bad);
     let popularity = popularity::validate(&raw.popularity, shared.as_ref(), &mut bad);
@@ -368,24 +350,31 @@ fn validate(raw: &RawConfig) -> Result<Config, Vec<(String, String)>> {
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let millis = |d: Duration| i64::try_from(d.as_millis()).unwrap_or(i64::MAX / 4);
-    Ok(Config {
-        listen,
-        workers: if raw.server.workers == 0 { cores } else { raw.server.workers },
-        max_connections: raw.server.max_connections,
+    let live = Live {
         trusted_proxies,
         admin_key: Some(admin_key).filter(|key| !key.is_empty()),
         max_body: raw.server.max_body_bytes.0 as usize,
-        client_timeout,
-        keep_alive,
-        drain_timeout,
-        data: raw.data.dir.clone(),
-        cors_origins: (!raw.ingest.cors_origins.iter().any(|o| o == "*")).then(|| raw.ingest.cors_origins.clone()),
+        cors,
         rules: Rules {
             max_future: millis(max_future),
             max_age: raw.ingest.max_age.as_millis(),
             privacy: raw.ingest.privacy_signal,
-            site_privacy,
+            unknown_sites: raw.ingest.unknown_sites,
+            sites,
         },
+        warm_up: raw.catalog.warm_up,
+        warm_rate: raw.catalog.warm_rate,
+        log: raw.log.level.clone(),
+    };
+    Ok(Config {
+        live: Arc::new(live),
+        listen,
+        workers: if raw.server.workers == 0 { cores } else { raw.server.workers },
+        max_connections: raw.server.max_connections,
+        client_timeout,
+        keep_alive,
+        drain_timeout,
+        data: raw.data.dir.clone(),
         journal: JournalOptions {
             durability: raw.journal.durability,
             segment_bytes: raw.journal.segment_bytes.0,
@@ -415,12 +404,9 @@ fn validate(raw: &RawConfig) -> Result<Config, Vec<(String, String)>> {
         cache,
         popularity,
         catalog,
-        warm_up: raw.catalog.warm_up,
-        warm_rate: raw.catalog.warm_rate,
         identity,
         gateway,
         admin,
-        log: raw.log.level.clone(),
         origin: Origin::default(),
         effective: Effective::default(),
     })

@@ -22,6 +22,8 @@ pub(super) fn describe(file: &str, text: &str, error: &toml::de::Error) -> Strin
         }
         message => without_password(&message),
     };
+    // What a key means that is not known is not known either.
+    let content = content && !message.starts_with("unknown key");
     let key = if key.is_empty() { key } else { format!("{key}: ") };
     let shown = text.lines().nth(line - 1).unwrap_or_default().trim();
     let shown = if content && !secret && !may_hold_secret(shown) && !shown.is_empty() {
@@ -210,6 +212,9 @@ mod tests {
             "[server]\nlisten = 5 # the key is s3cr3t",
             "[gateway.api_keys]\ntill = { s3cr3t = 1 }",
             "[gateway.api_keys]\ntill = 53637",
+            "[sites.a]\nwrite_keys = [\n  \"s3cr3t\",\n  5\n]",
+            "[sites.a]\nwrite_keys = \"s3cr3t\"",
+            "[catalog]\npwd = \"s3cr3t\"",
             "[stream]\nproperties = \"s3cr3t\"",
             "stream = { properties = { \"a.b\" = \"s3cr3t\" }, broker = 1 }",
             "[catalog]\nurl = \"postgres://me:s3cr3t@host/shop\"\nurls = \"postgres://me:s3cr3t@host/shop\"",

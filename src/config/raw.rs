@@ -11,9 +11,10 @@ use super::catalog::Catalog;
 use super::gateway::Gateway;
 use super::identity::Identity;
 use super::popularity::Popularity;
+use super::sites::Site;
 use super::stream::Stream;
 use super::units::{Bytes, Span, Urls};
-use crate::event::intake::PrivacyPolicy;
+use crate::event::intake::{PrivacyPolicy, UnknownSites};
 use crate::journal::Durability;
 use crate::stats::UniquesMode;
 
@@ -107,6 +108,8 @@ section! {
     Ingest {
         /// Origins of beacons.
         cors_origins: Vec<String> = vec![String::from("*")],
+        /// Sites without settings of their own.
+        unknown_sites: UnknownSites = UnknownSites::Accept,
         /// Sites counted.
         max_sites: usize = 1000,
         /// Clock error forward.
@@ -199,13 +202,5 @@ section! {
     Log {
         /// Filter of env_logger.
         level: String = String::from("info,refinery_core=warn,actix_server=warn"),
-    }
-}
-
-section! {
-    /// `[sites.NAME]`
-    Site {
-        /// For Sec-GPC and DNT.
-        privacy_signal: PrivacyPolicy = PrivacyPolicy::Anonymous,
     }
 }

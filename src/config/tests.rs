@@ -1,6 +1,7 @@
 //! Tests of the config as a whole.
 
 use super::*;
+use crate::event::intake::PrivacyPolicy;
 
 const FILE: &str = include_str!("../../config/tidegate.toml");
 
@@ -57,7 +58,7 @@ fn the_shipped_file_holds_every_default_and_no_other() {
 #[test]
 fn the_example_for_production_is_valid() {
     let config = load(include_str!("../../config/production.toml"), &[]).unwrap();
-    assert_eq!(config.trusted_proxies.len(), 2);
+    assert_eq!(config.live.trusted_proxies.len(), 2);
     let gateway = config.gateway;
     let names: Vec<&str> = gateway.routes.iter().map(|route| route.name.as_str()).collect();
     assert_eq!(names, ["users", "products", "beacons", "pixel", "tracker"]);
@@ -140,14 +141,16 @@ fn the_environment_overrides_the_file() {
             ("TIDEGATE__SERVER__ADMIN_KEY", "1234567890123456"),
             ("TIDEGATE__INGEST__CORS_ORIGINS", "[\"https://a\"]"),
             ("TIDEGATE__SITES__SHOP__PRIVACY_SIGNAL", "drop"),
+            ("TIDEGATE__SITES__SHOP__WRITE_KEYS", "[\"key-of-now\", \"key-before\"]"),
             ("HOME", "/"),
         ],
     )
     .unwrap();
     assert_eq!((config.listen.port(), config.workers), (2, 3));
-    assert_eq!(config.admin_key.as_deref(), Some("1234567890123456"));
-    assert_eq!(config.cors_origins, Some(vec![String::from("https://a")]));
-    assert_eq!(config.rules.site_privacy["shop"], PrivacyPolicy::Drop);
+    assert_eq!(config.live.admin_key.as_deref(), Some("1234567890123456"));
+    assert_eq!(config.live.cors.as_ref().map(Vec::len), Some(1));
+    let shop = config.live.rules.sites.get("shop").unwrap();
+    assert_eq!((shop.privacy, shop.access.write_keys.len()), (Some(PrivacyPolicy::Drop), 2));
     let error = load(file, &[("TIDEGATE__SERVER__LISTN", "x")]).unwrap_err();
     assert_eq!(error, "environment variable TIDEGATE__SERVER__LISTN: unknown key `listn`; did you mean `listen`?");
     let error = load(file, &[("TIDEGATE__SERVER__LISTEN", "there")]).unwrap_err();

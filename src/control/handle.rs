@@ -15,7 +15,8 @@ use super::{Applied, ControlError};
 use crate::clock::{Clock, Monotonic};
 use crate::config::Config;
 use crate::config::admin::AdminOptions;
-use crate::config::effective::Change;
+use crate::config::effective::{Change, changes_between};
+use crate::config::live::{LiveConfig, follows};
 use crate::gateway::Gateway;
 
 /// How often totals are looked at, and whether the file is another one. Its contents decide: files that are links into a folder
@@ -44,8 +45,12 @@ struct Inner {
     ticks: Monotonic,
     options: AdminOptions,
     audit: AuditLog,
+    /// What the process was started with.
+    start: Arc<Config>,
     /// What is in force.
     config: ArcSwap<Config>,
+    /// What requests see of it.
+    live: LiveConfig,
     state: Mutex<State>,
 }
 
@@ -104,12 +109,13 @@ fn mode_of(file: &Path) -> u32 {
 }
 
 impl Control {
-    /// Begins with the config that the server started with.
+    /// Begins with the config that the server started with. What requests see of later ones is published to `live`.
     ///
     /// # Errors
     /// When the data folder cannot be written.
     pub fn start(
         config: Arc<Config>,
+        live: LiveConfig,
         gateway: Option<Gateway>,
         options: AdminOptions,
         clock: Clock,
@@ -133,8 +139,17 @@ impl Control {
         }
         let state = State { history, seen: text, coming: None, judge: Judge::default() };
         let ticks = gateway.as_ref().map_or_else(Monotonic::system, |gateway| gateway.clock().clone());
-        let inner =
-            Inner { gateway, clock, ticks, options, audit, config: ArcSwap::new(config), state: Mutex::new(state) };
+        let inner = Inner {
+            gateway,
+            clock,
+            ticks,
+            options,
+            audit,
+            start: config.clone(),
+            config: ArcSwap::new(config),
+            live,
+            state: Mutex::new(state),
+        };
         let this = Self(Arc::new(inner));
         let weak = Arc::downgrade(&this.0);
         tokio::spawn(async move {
@@ -299,7 +314,8 @@ impl Control {
     fn bring(&self, state: &mut State, coming: Coming) -> Result<Applied, ControlError> {
         let inner = &*self.0;
         let before = inner.config.load_full();
-        let changes = before.effective.changes(&coming.config.effective);
+        coming.config.fits(&inner.start)?;
+        let changes = changes_between(&before, &coming.config);
         let restart = waits_for_restart(&changes, inner.gateway.is_some());
         let Coming { config, text, who, how, reason } = coming;
         if changes.is_empty() {
@@ -316,7 +332,12 @@ impl Control {
         };
         let version =
             Version { version: 0, at: inner.clock.now(), who: who.clone(), how, reason, changes: changes.clone() };
+        // Only what a file says that the config names is another: no version to go back to.
+        let is_version = before.effective != config.effective;
         let kept = self.write(&entry).and_then(|()| {
+            if !is_version {
+                return Ok(state.version());
+            }
             let added = state.history.add(version, text);
             added.map_err(|error| ControlError::Disk { what: "the history of the config", error })
         });
@@ -332,8 +353,11 @@ impl Control {
                 return Err(error);
             }
         };
-        inner.config.store(Arc::new(config));
-        if how != How::Automatic {
+        // Last, and at once: what requests see never has to be taken back.
+        let config = Arc::new(config);
+        inner.config.store(config.clone());
+        inner.live.publish(config.live.clone());
+        if how != How::Automatic && is_version {
             state.judge.changed(inner.ticks.now(), self.totals());
         }
         log::info!("config: version {version} is in force, by {who}: {} settings changed", changes.len());
@@ -395,13 +419,13 @@ impl State {
 
 /// Keys whose change a running process cannot follow.
 fn waits_for_restart(changes: &[Change], has_gateway: bool) -> Vec<String> {
-    let of_the_start = |key: &str| {
-        !has_gateway
-            || !key.starts_with("gateway.")
-            || OF_THE_START.iter().any(|start| match start.strip_suffix('.') {
-                Some(_) => key.starts_with(start),
-                None => key == *start,
-            })
+    let is_of_the_start = |key: &str| {
+        OF_THE_START.iter().any(|start| match start.strip_suffix('.') {
+            Some(_) => key.starts_with(start),
+            None => key == *start,
+        })
     };
-    changes.iter().filter(|change| of_the_start(&change.key)).map(|change| change.key.clone()).collect()
+    let is_the_gateways = |key: &str| has_gateway && key.starts_with("gateway.") && !is_of_the_start(key);
+    let waiting = changes.iter().filter(|change| !follows(&change.key) && !is_the_gateways(&change.key));
+    waiting.map(|change| change.key.clone()).collect()
 }

@@ -8,6 +8,7 @@ use super::disk::death::{self, Death};
 use super::{Control, make_up};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::config::live::LiveConfig;
 
 struct Server {
     folder: tempfile::TempDir,
@@ -46,8 +47,8 @@ impl Server {
             config = read();
             assert!(!make_up(&config).unwrap(), "once");
         }
-        let (workers, options) = (config.workers, config.admin);
-        (Control::start(Arc::new(config), None, options, Clock::system()).unwrap(), workers)
+        let (workers, options, live) = (config.workers, config.admin, LiveConfig::new(config.live.clone()));
+        (Control::start(Arc::new(config), live, None, options, Clock::system()).unwrap(), workers)
     }
 
     /// Does something, and dies at this moment of it; true if it was done before that.

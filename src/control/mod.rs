@@ -1,9 +1,9 @@
 //! Steering a running Tidegate: its config is changed as a whole or not at all, and every change can be taken back.
 //!
 //! A change comes from the file (which is looked at, or on SIGHUP), from the admin API, or from a rollback. It is validated,
-//! given to the gateway, written to the history ([`history`]), and watched: when errors jump after it, it is taken back
-//! ([`judge`]). What cannot change in a running process is told, and waits for the next start. Whoever changes something is in
-//! the log of changes ([`audit`]).
+//! given to the gateway, written to the history ([`history`]), shown to requests, and watched: when errors jump after it, it is
+//! taken back ([`judge`]). What cannot change in a running process is told, and waits for the next start. Whoever changes
+//! something is in the log of changes ([`audit`]).
 
 mod audit;
 mod disk;

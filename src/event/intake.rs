@@ -1,9 +1,12 @@
 //! The rules an event must meet, and what the server adds to it: time, site, visitor, bot, privacy.
+//!
+//! Whether a site takes what a request brings is asked first: who may not send hears nothing of what else is wrong.
 
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::access::{Access, Claim};
 use super::agent::{AgentPolicy, classify, cut};
 use super::codec;
 use super::visitor::{self, Salt, Salts};
@@ -35,8 +38,53 @@ pub enum PrivacyPolicy {
     Drop,
 }
 
+/// What becomes of events for sites that have no settings of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownSites {
+    /// They are taken, up to `ingest.max_sites`.
+    #[default]
+    Accept,
+    /// They are refused.
+    Reject,
+}
+
+/// A site's own settings.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SiteRules {
+    /// What it does with a privacy signal, if not as all do.
+    pub privacy: Option<PrivacyPolicy>,
+    /// Who may send events for it.
+    pub access: Access,
+}
+
+/// The sites that have settings of their own.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sites {
+    by_name: HashMap<String, SiteRules>,
+    guarded: bool,
+}
+
+impl Sites {
+    /// By their names.
+    pub fn new(by_name: HashMap<String, SiteRules>) -> Self {
+        let guarded = by_name.values().any(|site| !site.access.is_open());
+        Self { by_name, guarded }
+    }
+
+    /// Whether any of them asks who sends: else nobody needs to look what a request shows.
+    pub fn guarded(&self) -> bool {
+        self.guarded
+    }
+
+    /// The settings of a site, if it has some.
+    pub fn get(&self, site: &str) -> Option<&SiteRules> {
+        self.by_name.get(site)
+    }
+}
+
 /// The configured rules.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Rules {
     /// How far after its receipt an event may have happened, in milliseconds. Up to this it is taken as happening now.
     pub max_future: UnixMillis,
@@ -44,8 +92,10 @@ pub struct Rules {
     pub max_age: Option<UnixMillis>,
     /// What sites do with a privacy signal unless they have a policy of their own.
     pub privacy: PrivacyPolicy,
-    /// Policies of single sites.
-    pub site_privacy: HashMap<String, PrivacyPolicy>,
+    /// What becomes of other sites than these.
+    pub unknown_sites: UnknownSites,
+    /// Settings of single sites.
+    pub sites: Sites,
 }
 
 impl Default for Rules {
@@ -54,7 +104,8 @@ impl Default for Rules {
             max_future: crate::clock::DAY,
             max_age: None,
             privacy: PrivacyPolicy::default(),
-            site_privacy: HashMap::new(),
+            unknown_sites: UnknownSites::default(),
+            sites: Sites::default(),
         }
     }
 }
@@ -70,8 +121,10 @@ pub struct Sender<'a> {
     pub privacy_signal: bool,
     /// When the request came.
     pub received: UnixMillis,
-    /// The request is an import: its events name their own address and agent.
+    /// The request is an import: its events name their own address and agent, and it is the operator's.
     pub import: bool,
+    /// By which it may send events for sites that ask for that.
+    pub claim: &'a Claim,
 }
 
 /// Turns raw events of one request into entries of one batch.
@@ -112,14 +165,53 @@ impl<'a> Intake<'a> {
             let message = "site must be 1 to 64 characters of A-Z a-z 0-9 _ . : -";
             return batch.reject(super::reject::UNKNOWN_SITE, index, RejectCode::InvalidSite, message);
         }
-        if let Err((code, message)) = self.put(index, site, &raw, batch) {
+        let own = self.rules.sites.get(site);
+        if let Err((code, message)) = self.admit(own) {
+            // Whoever makes up names of sites fills no books with them.
+            let of = if own.is_none() { super::reject::UNKNOWN_SITE } else { site };
+            return batch.reject(of, index, code, message);
+        }
+        if let Err((code, message)) = self.put(index, site, own, &raw, batch) {
             batch.reject(site, index, code, message);
         }
     }
 
-    fn put(&self, index: u32, site: &str, raw: &RawEvent<'_>, batch: &mut Batch) -> Result<(), Refusal> {
+    /// Whether the sender may send events for a site of these settings.
+    fn admit(&self, site: Option<&SiteRules>) -> Result<(), (RejectCode, &'static str)> {
+        if self.sender.import {
+            return Ok(());
+        }
+        let code = match site {
+            Some(site) => site.access.admit(self.sender.claim),
+            None if self.rules.unknown_sites == UnknownSites::Reject => Err(RejectCode::UnknownSite),
+            None => Ok(()),
+        };
+        code.map_err(|code| {
+            let message = match code {
+                RejectCode::WriteKeyRequired => {
+                    "the site wants its write key: as the header X-Write-Key, the parameter write_key, or the tracker's data-write-key"
+                }
+                RejectCode::InvalidWriteKey => "this is no write key of the site; see sites.NAME.write_keys",
+                RejectCode::OriginNotAllowed => {
+                    "the site takes events from its own pages, which the header Origin or Referer names; see sites.NAME.origins"
+                }
+                _ => "the server knows no such site; see ingest.unknown_sites",
+            };
+            (code, message)
+        })
+    }
+
+    fn put(
+        &self,
+        index: u32,
+        site: &str,
+        own: Option<&SiteRules>,
+        raw: &RawEvent<'_>,
+        batch: &mut Batch,
+    ) -> Result<(), Refusal> {
         let signal = self.sender.privacy_signal;
-        let policy = if signal { self.policy(site) } else { PrivacyPolicy::Ignore };
+        let policy = || own.and_then(|site| site.privacy).unwrap_or(self.rules.privacy);
+        let policy = if signal { policy() } else { PrivacyPolicy::Ignore };
         if policy == PrivacyPolicy::Drop {
             return Err((RejectCode::PrivacySignal, String::from("the visitor asked not to be tracked")));
         }
@@ -206,10 +298,6 @@ impl<'a> Intake<'a> {
             Some(number < end)
         };
         self.own.and_then(number).unwrap_or(false)
-    }
-
-    fn policy(&self, site: &str) -> PrivacyPolicy {
-        self.rules.site_privacy.get(site).copied().unwrap_or(self.rules.privacy)
     }
 
     /// `received - (sent_at - timestamp)`: what the client's clock is wrong by cancels out.

@@ -1,5 +1,7 @@
 use super::*;
 use crate::clock::{DAY, HOUR};
+use crate::event::Outcome;
+use crate::event::access::{Origin, OriginPattern, Shown, WriteKey};
 use crate::event::codec::Entry;
 use crate::event::decode::{Framing, body};
 
@@ -10,19 +12,26 @@ struct Fixture {
     salts: Salts,
     signal: bool,
     import: bool,
+    claim: Claim,
     _folder: tempfile::TempDir,
 }
 
 fn fixture() -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let salts = Salts::open(folder.path(), NOW).unwrap();
-    Fixture { rules: Rules::default(), salts, signal: false, import: false, _folder: folder }
+    Fixture { rules: Rules::default(), salts, signal: false, import: false, claim: Claim::default(), _folder: folder }
 }
 
 impl Fixture {
     fn batch(&self, text: &str, agent: &str) -> Batch {
-        let sender =
-            Sender { address: "192.0.2.7", agent, privacy_signal: self.signal, received: NOW, import: self.import };
+        let sender = Sender {
+            address: "192.0.2.7",
+            agent,
+            privacy_signal: self.signal,
+            received: NOW,
+            import: self.import,
+            claim: &self.claim,
+        };
         let intake = Intake::new(&self.rules, &self.salts, sender);
         let mut batch = Batch::default();
         body(text.as_bytes(), Framing::Guess, |index, raw| intake.take(index, raw, &mut batch));
@@ -114,14 +123,78 @@ fn the_dedup_key_knows_site_and_id_only() {
 fn privacy_signals_follow_the_site() {
     let mut f = fixture();
     f.signal = true;
-    f.rules.site_privacy =
-        [("keen".to_owned(), PrivacyPolicy::Ignore), ("strict".to_owned(), PrivacyPolicy::Drop)].into();
+    let own = |name: &str, privacy| (name.to_owned(), SiteRules { privacy, ..SiteRules::default() });
+    f.rules.sites = Sites::new(
+        [own("keen", Some(PrivacyPolicy::Ignore)), own("strict", Some(PrivacyPolicy::Drop)), own("plain", None)].into(),
+    );
     let named = |site: &str| format!(r#"{{"type":"a","site":"{site}","user_id":"u","session_id":"s"}}"#);
     f.event(&named("keen"), |event| assert_eq!(event.user_id, Some("u")));
-    f.event(&named("other"), |event| assert_eq!((event.user_id, event.session_id), (None, None)));
+    for as_all in ["other", "plain"] {
+        f.event(&named(as_all), |event| assert_eq!((event.user_id, event.session_id), (None, None)));
+    }
     assert_eq!(f.code(&named("strict")), RejectCode::PrivacySignal);
     f.signal = false;
     f.event(&named("strict"), |event| assert_eq!(event.user_id, Some("u")));
+}
+
+fn guarded() -> Sites {
+    let origins = vec![OriginPattern::parse("https://shop.example").unwrap()];
+    let keyed = Access { write_keys: vec![WriteKey::parse("key-of-shop").unwrap()], origins: vec![] };
+    let own = |name: &str, access| (name.to_owned(), SiteRules { access, ..SiteRules::default() });
+    Sites::new(
+        [own("keyed", keyed), own("paged", Access { write_keys: vec![], origins }), own("open", Access::default())]
+            .into(),
+    )
+}
+
+#[test]
+fn each_event_is_judged_by_its_own_site() {
+    use RejectCode::*;
+    let mut f = fixture();
+    f.rules.sites = guarded();
+    assert!(f.rules.sites.guarded() && !Sites::default().guarded());
+    let text = r#"[{"type":"a","site":"open"},{"type":"a","site":"keyed"},{"type":"a","site":"paged"},{"type":"a"},
+        {"type":"a","site":"keyed","timestamp":"bad"},{"type":"a b","site":"open"},{"type":"a","site":"a b"}]"#;
+    let refused = |batch: &Batch| batch.rejected.iter().map(|r| (r.index, r.code)).collect::<Vec<_>>();
+    let batch = f.batch(text, "Firefox");
+    // Who may not send hears nothing else.
+    let (key, page) = (WriteKeyRequired, OriginNotAllowed);
+    assert_eq!(refused(&batch), [(1, key), (2, page), (4, key), (5, InvalidType), (6, InvalidSite)]);
+    assert_eq!(batch.entries.len(), 2);
+    let outcome = |site: &str, code, count| Outcome { site: site.into(), code, count };
+    let books = [
+        outcome("keyed", key, 2),
+        outcome("paged", page, 1),
+        outcome("open", InvalidType, 1),
+        outcome("(unknown)", InvalidSite, 1),
+    ];
+    assert_eq!(batch.outcomes, books);
+
+    f.claim.key = Shown::This(WriteKey::parse("key-of-shop").unwrap());
+    f.claim.origin = Shown::This(Origin::parse("https://shop.example").unwrap());
+    assert_eq!(refused(&f.batch(text, "Firefox")), [(4, InvalidTimestamp), (5, InvalidType), (6, InvalidSite)]);
+    f.claim.key = Shown::This(WriteKey::parse("key-of-others").unwrap());
+    assert_eq!(f.code(r#"{"type":"a","site":"keyed"}"#), InvalidWriteKey);
+
+    // An import is the operator's.
+    f.claim = Claim::default();
+    f.import = true;
+    assert_eq!(refused(&f.batch(text, "Firefox")), [(4, InvalidTimestamp), (5, InvalidType), (6, InvalidSite)]);
+}
+
+#[test]
+fn made_up_sites_are_taken_or_not() {
+    let mut f = fixture();
+    f.rules.sites = guarded();
+    f.event(r#"{"type":"a","site":"made-up"}"#, |event| assert_eq!(event.site, "made-up"));
+    f.rules.unknown_sites = UnknownSites::Reject;
+    let batch =
+        f.batch(r#"[{"type":"a","site":"x1"},{"type":"a","site":"x2"},{"type":"a"},{"type":"a","site":"open"}]"#, "F");
+    assert_eq!(batch.entries.len(), 1);
+    let books = Outcome { site: String::from("(unknown)"), code: RejectCode::UnknownSite, count: 3 };
+    assert_eq!(batch.outcomes, [books], "made-up names fill no books");
+    f.import = true;
+    f.event(r#"{"type":"a","site":"made-up"}"#, |event| assert_eq!(event.site, "made-up"));
 }
 
 #[test]
@@ -165,7 +238,8 @@ fn a_batch_refuses_one_by_one() {
 fn an_import_knows_what_its_own_journal_named() {
     let mut f = fixture();
     f.import = true;
-    let sender = Sender { address: "", agent: "", privacy_signal: false, received: NOW, import: true };
+    let sender =
+        Sender { address: "", agent: "", privacy_signal: false, received: NOW, import: true, claim: Claim::NONE };
     let intake = Intake::new(&f.rules, &f.salts, sender).knows("j1", 10);
     let mut batch = Batch::default();
     let text = r#"[{"type":"a","id":"j1-9"},{"type":"a","id":"j1-10"},{"type":"a","id":"j2-9"}]"#;

@@ -1,9 +1,10 @@
 //! What an event is: its wire formats, its rules, and its compact form in the journal.
 //!
 //! A body becomes [`wire::RawEvent`]s (`decode`), each is checked and enriched against the request that carried it
-//! (`intake`: time, site, visitor, bot, privacy), and lands as one binary *entry* (`codec`) in a [`Batch`] that is
+//! (`intake`: time, site and who may send for it, visitor, bot, privacy), and lands as one binary *entry* (`codec`) in a [`Batch`] that is
 //! handed to the journal as a whole. Everything here is pure: no clock, no I/O.
 
+pub mod access;
 pub mod agent;
 pub mod codec;
 pub mod combined;

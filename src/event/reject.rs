@@ -47,6 +47,17 @@ codes! {
     DataTooLarge = 14, "data_too_large", "`data` is at most 8 KiB.";
     Unavailable = 16, "unavailable", "The journal stopped taking events; those before it were taken. Send it again.";
     PrivacySignal = 15, "privacy_signal", "The visitor sent Sec-GPC or DNT, and the site drops such events.";
+    WriteKeyRequired = 17, "write_key_required", "The site has write keys, and the request shows none.";
+    InvalidWriteKey = 18, "invalid_write_key", "The request's write key is none of the site's, or it shows two.";
+    OriginNotAllowed = 19, "origin_not_allowed", "The request is from no page of the site (`sites.NAME.origins`).";
+    UnknownSite = 20, "unknown_site", "The server takes events of the sites in its config only (`ingest.unknown_sites`).";
+}
+
+impl RejectCode {
+    /// Whether it says that the sender may not, rather than that the event is wrong.
+    pub fn is_of_sender(self) -> bool {
+        matches!(self, Self::WriteKeyRequired | Self::InvalidWriteKey | Self::OriginNotAllowed)
+    }
 }
 
 impl Serialize for RejectCode {

@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use super::State;
 use super::client::{User, address};
 use super::error::{ApiError, Envelope, ErrorEnvelope};
+use super::settings::Settings;
 use crate::catalog::FieldError;
 use crate::identity::{AccountView, Network, Registration, Tokens};
 
@@ -94,9 +95,10 @@ fn invalid(field: &str, message: &str) -> ApiError {
 }
 
 /// The network that a request came from.
-pub(super) fn network(req: &HttpRequest, state: &State) -> Network {
+pub(super) fn network(req: &HttpRequest) -> Network {
+    let settings = Settings::of(req);
     // Without an address, as behind a socket that has none, all are one.
-    let address = address(req, &state.config.trusted_proxies);
+    let address = address(req, settings.as_ref().map_or(&[], |settings| &settings.trusted_proxies));
     Network::of(address.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into()))
 }
 
@@ -128,7 +130,7 @@ pub async fn register(req: HttpRequest, state: web::Data<State>, body: Bytes) ->
     let fields = Fields::read(&body)?;
     fields.only(&["login", "email", "password"])?;
     let new = Registration::new(fields.needed("login")?, fields.text("email")?, fields.needed("password")?)?;
-    let account = state.identity.register(new, network(&req, &state)).await?;
+    let account = state.identity.register(new, network(&req)).await?;
     Ok(answer(HttpResponse::Created(), &state, account))
 }
 
@@ -150,7 +152,7 @@ pub async fn login(req: HttpRequest, state: web::Data<State>, body: Bytes) -> Re
     let fields = Fields::read(&body)?;
     fields.only(&["login", "password"])?;
     let (login, password) = (fields.needed("login")?, fields.needed("password")?);
-    let tokens = state.identity.login(login, password, network(&req, &state)).await?;
+    let tokens = state.identity.login(login, password, network(&req)).await?;
     Ok(answer(HttpResponse::Ok(), &state, tokens))
 }
 

@@ -10,6 +10,7 @@ use super::State;
 use super::cached;
 use super::client::Operator;
 use super::error::{ApiError, Envelope, ErrorEnvelope};
+use super::settings::Settings;
 use crate::cache::CacheStats;
 use crate::catalog::Warmed;
 
@@ -76,17 +77,22 @@ pub struct WarmBody {
     (status = 401, body = ErrorEnvelope, description = "Not the operator"),
 ))]
 #[post("/api/v1/cache/warm")]
-pub async fn warm(operator: Operator, state: web::Data<State>, body: Bytes) -> Result<HttpResponse, ApiError> {
+pub async fn warm(
+    operator: Operator,
+    settings: Settings,
+    state: web::Data<State>,
+    body: Bytes,
+) -> Result<HttpResponse, ApiError> {
     let body: WarmBody = match body.as_ref() {
         [] => WarmBody::default(),
         body => serde_json::from_slice(body)
             .map_err(|error| ApiError::BadRequest(format!("the body must be like {{\"limit\": 100}}: {error}")))?,
     };
-    let limit = body.limit.unwrap_or(state.config.warm_up);
+    let limit = body.limit.unwrap_or(settings.warm_up);
     if !(1..=MOST_WARMED).contains(&limit) {
         return Err(ApiError::BadRequest(format!("limit must be 1 to {MOST_WARMED}")));
     }
     operator.note_aside(&state, "cache.warm", String::from("products"), json!({ "limit": limit })).await?;
-    let warmed = state.catalog.warm(limit, state.config.warm_rate).await;
+    let warmed = state.catalog.warm(limit, settings.warm_rate).await;
     Ok(cached::fresh(warmed, state.clock.now()))
 }

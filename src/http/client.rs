@@ -16,6 +16,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::State;
 use super::error::ApiError;
+use super::settings::Settings;
 use crate::control::AuditEntry;
 use crate::event::DEFAULT_SITE;
 use crate::event::intake::is_site;
@@ -152,7 +153,8 @@ impl FromRequest for Operator {
     type Future = Sooner<Self>;
 
     fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let key = req.app_data::<web::Data<State>>().and_then(|state| state.config.admin_key.as_deref());
+        let settings = Settings::of(req);
+        let key = settings.as_ref().and_then(|settings| settings.admin_key.as_deref());
         let allowed = allowed(key, req.peer_addr().map(|peer| peer.ip()), req.headers());
         if allowed.is_ok() && key.is_some() {
             return Either::Left(ready(Ok(Operator { who: Cow::Borrowed("the admin key") })));

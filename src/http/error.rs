@@ -25,6 +25,9 @@ pub enum ApiError {
     /// Nothing in the body could be used; says why for each event.
     #[error("none of the events could be used: {}", .0.first().map_or("", |r| r.message.as_str()))]
     NothingUsable(Vec<Reject>),
+    /// The same, because whoever sent them may not, whatever is in them.
+    #[error("none of the events is taken: {}", .0.first().map_or("", |r| r.message.as_str()))]
+    NothingAllowed(Vec<Reject>),
     /// The body is longer than allowed.
     #[error("the body is longer than {0} bytes, as sent or decompressed")]
     TooLarge(usize),
@@ -92,6 +95,7 @@ impl ApiError {
         match self {
             ApiError::BadRequest(_) => "bad_request",
             ApiError::NothingUsable(_) => "nothing_usable",
+            ApiError::NothingAllowed(_) => "nothing_allowed",
             ApiError::TooLarge(_) => "body_too_large",
             ApiError::TooSlow => "request_timeout",
             ApiError::UnsupportedEncoding => "unsupported_encoding",
@@ -120,7 +124,7 @@ impl ApiError {
     /// The answer, in the envelope.
     pub fn render(&self, request_id: &str, timestamp: i64) -> HttpResponse {
         let rejected = match self {
-            ApiError::NothingUsable(rejected) => Some(rejected.as_slice()),
+            ApiError::NothingUsable(rejected) | ApiError::NothingAllowed(rejected) => Some(rejected.as_slice()),
             _ => None,
         };
         let fields = match self {
@@ -160,7 +164,7 @@ impl ResponseError for ApiError {
             ApiError::TooSlow => StatusCode::REQUEST_TIMEOUT,
             ApiError::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             ApiError::Unauthorized(_) | ApiError::Credentials => StatusCode::UNAUTHORIZED,
-            ApiError::Forbidden(_) => StatusCode::FORBIDDEN,
+            ApiError::Forbidden(_) | ApiError::NothingAllowed(_) => StatusCode::FORBIDDEN,
             ApiError::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
             ApiError::Invalid(_) | ApiError::InvalidConfig(_) => StatusCode::UNPROCESSABLE_ENTITY,
             ApiError::Exists(_) => StatusCode::CONFLICT,

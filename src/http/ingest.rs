@@ -12,8 +12,10 @@ use utoipa::ToSchema;
 
 use super::State;
 use super::body::{self, INLINE, Limits};
+use super::claim::claim;
 use super::client::{self, Operator};
 use super::error::{ApiError, Envelope, ErrorEnvelope};
+use super::settings::Settings;
 use crate::actor::admission::Permit;
 use crate::clock::{Stopwatch, UnixMillis};
 use crate::event::decode::{self, Framing};
@@ -62,6 +64,10 @@ pub struct Accepted {
     path = "/api/v1/events",
     operation_id = "post_events",
     tag = "in",
+    params(
+        ("write_key" = Option<String>, Query, description = "For sites that have write keys, where no header can be set"),
+        ("X-Write-Key" = Option<String>, Header, description = "The same"),
+    ),
     request_body(
         description = "One JSON event, an array, or NDJSON lines; gzip, deflate, br or zstd.",
         content((Object = "application/json", example = json!({
@@ -72,13 +78,19 @@ pub struct Accepted {
     responses(
         (status = 202, description = "At least one event could be used", body = Envelope<Accepted>),
         (status = 400, description = "No event could be used", body = ErrorEnvelope),
+        (status = 403, description = "No event is taken: write keys or origins of their sites", body = ErrorEnvelope),
         (status = 413, description = "Too long", body = ErrorEnvelope),
         (status = 415, description = "Unknown encoding", body = ErrorEnvelope),
         (status = 503, description = "Try again after Retry-After", body = ErrorEnvelope),
     )
 )]
-pub async fn events(req: HttpRequest, payload: Payload, state: web::Data<State>) -> Result<HttpResponse, ApiError> {
-    take(req, payload, state, false).await
+pub async fn events(
+    req: HttpRequest,
+    payload: Payload,
+    settings: Settings,
+    state: web::Data<State>,
+) -> Result<HttpResponse, ApiError> {
+    take(req, payload, settings, state, false).await
 }
 
 /// Takes events that name their own `address` and `user_agent`, as `tidegate import` sends them. Their ids are
@@ -100,51 +112,58 @@ pub async fn import(
     _operator: Operator,
     req: HttpRequest,
     payload: Payload,
+    settings: Settings,
     state: web::Data<State>,
 ) -> Result<HttpResponse, ApiError> {
-    take(req, payload, state, true).await
+    take(req, payload, settings, state, true).await
 }
 
 async fn take(
     req: HttpRequest,
     payload: Payload,
+    settings: Settings,
     state: web::Data<State>,
     imported: bool,
 ) -> Result<HttpResponse, ApiError> {
     let mut permit = state.journal.begin();
-    let limits = Limits { bytes: state.config.max_body, pause: state.config.client_timeout };
+    let limits = Limits { bytes: settings.max_body, pause: state.client_timeout };
     let body = body::read(&req, payload, limits, &mut permit).await?;
     let received = state.clock.now();
     let framing = framing(&req);
     let mut outcome = RequestOutcome::default();
     if body.len() <= INLINE {
-        let address = address(&req, &state);
+        let (address, claim) = (address(&req, &settings), claim(&req, &settings.rules));
         let sender = Sender {
             address: &address,
             agent: client::agent(req.headers()),
             privacy_signal: client::privacy_signal(req.headers()),
             received,
             import: imported,
+            claim: &claim,
         };
         let mut batch = Batch::default();
         batch.bytes.reserve(body.len());
-        decode_body(&state, &body, framing, sender, |index, raw, intake| intake.take(index, raw, &mut batch));
+        decode_body(&state, &settings, &body, framing, sender, |index, raw, intake| {
+            intake.take(index, raw, &mut batch)
+        });
         permit.grow(batch.cost())?;
         append(&req, &state, batch, permit, &mut outcome).await?;
     } else {
         // Before anything is taken: a body that is half taken must not wait for others that are, too.
         permit.grow(SLICES_COST)?;
         // Boxed, like all that is rare: a future is moved about, and the usual one should be small.
-        Box::pin(in_slices(&req, &state, body, framing, received, imported, &mut outcome)).await?;
+        Box::pin(in_slices(&req, &state, settings, body, framing, received, imported, &mut outcome)).await?;
     }
     outcome.answer(&state, received)
 }
 
 /// Decodes a long body off the HTTP thread, and appends it piece by piece: neither its events nor its block may be as
 /// large as a client likes.
+#[expect(clippy::too_many_arguments, reason = "what a request is made of; a struct would be unpacked at once")]
 async fn in_slices(
     req: &HttpRequest,
     state: &web::Data<State>,
+    settings: Settings,
     body: Bytes,
     framing: Framing,
     received: UnixMillis,
@@ -152,14 +171,16 @@ async fn in_slices(
     outcome: &mut RequestOutcome,
 ) -> Result<(), ApiError> {
     // The request cannot leave its thread; what is needed of it can.
-    let (address, agent) = (address(req, state), client::agent(req.headers()).to_owned());
+    let (address, agent) = (address(req, &settings), client::agent(req.headers()).to_owned());
+    let claim = claim(req, &settings.rules);
     let privacy_signal = client::privacy_signal(req.headers());
     let (tx, mut slices) = mpsc::channel::<Batch>(1);
     let shared = state.clone();
     let decoding = tokio::task::spawn_blocking(move || {
-        let sender = Sender { address: &address, agent: &agent, privacy_signal, received, import: imported };
+        let (address, agent, claim) = (&address, &agent, &claim);
+        let sender = Sender { address, agent, privacy_signal, received, import: imported, claim };
         let mut batch = Batch::default();
-        decode_body(&shared, &body, framing, sender, |index, raw, intake| {
+        decode_body(&shared, &settings, &body, framing, sender, |index, raw, intake| {
             intake.take(index, raw, &mut batch);
             if batch.entries.len() >= SLICE_EVENTS || batch.bytes.len() >= SLICE_BYTES {
                 // Nobody takes it when the client has gone.
@@ -199,6 +220,8 @@ struct RequestOutcome {
     refused: u64,
     /// Some were refused for the visitor's sake, which is no mistake of the page that sent the beacon.
     private: bool,
+    /// Of those that were refused, how many for the sake of who sent them.
+    not_allowed: u64,
     /// The journal stopped taking events in the middle of it.
     failed: bool,
 }
@@ -233,7 +256,9 @@ impl RequestOutcome {
         }
         self.rejected.sort_by_key(|reject| reject.index);
         if taken == 0 && !self.private {
-            return Err(ApiError::NothingUsable(self.rejected));
+            // Who may not send is told so only where nothing else is wrong: what else there is can be mended.
+            let usable = self.not_allowed < self.refused;
+            return Err(if usable { ApiError::NothingUsable } else { ApiError::NothingAllowed }(self.rejected));
         }
         let listed = self.rejected.len() as u64;
         let accepted = Accepted {
@@ -257,14 +282,15 @@ fn framing(req: &HttpRequest) -> Framing {
     }
 }
 
-fn address(req: &HttpRequest, state: &State) -> String {
-    client::address(req, &state.config.trusted_proxies).map_or_else(String::new, |ip| ip.to_string())
+fn address(req: &HttpRequest, settings: &Settings) -> String {
+    client::address(req, &settings.trusted_proxies).map_or_else(String::new, |ip| ip.to_string())
 }
 
 /// Calls `each` with every event of a body. Bytes that are no UTF-8 become U+FFFD: inside an array they would take the
 /// events behind them along.
 fn decode_body(
     state: &State,
+    settings: &Settings,
     body: &[u8],
     framing: Framing,
     sender: Sender<'_>,
@@ -278,7 +304,7 @@ fn decode_body(
             mended.as_bytes()
         }
     };
-    let mut intake = Intake::new(&state.config.rules, &state.salts, sender);
+    let mut intake = Intake::new(&settings.rules, &state.salts, sender);
     if sender.import {
         intake = intake.knows(state.journal.name(), state.journal.end());
     }
@@ -299,6 +325,8 @@ async fn append(
     permit.queue()?;
     let (rejected, refused, known) = (std::mem::take(&mut batch.rejected), batch.refused, batch.known);
     let private = batch.outcomes.iter().any(|outcome| outcome.code == RejectCode::PrivacySignal);
+    let of_sender = batch.outcomes.iter().filter(|outcome| outcome.code.is_of_sender());
+    let not_allowed: u64 = of_sender.map(|outcome| outcome.count).sum();
     let appended = match req.app_data::<Gatherer>() {
         Some(gatherer) => gatherer.append(batch, permit).await?,
         None => state.journal.append(batch, permit).await?,
@@ -306,6 +334,7 @@ async fn append(
     outcome.appended.accepted += appended.accepted;
     outcome.appended.duplicates += appended.duplicates + known;
     outcome.private |= private;
+    outcome.not_allowed += not_allowed;
     outcome.refuse(rejected, refused);
     let message = "the server counts no further site; see ingest.max_sites";
     let sites = appended.too_many_sites.into_iter();
@@ -324,23 +353,26 @@ async fn append(
         ("referrer" = Option<String>, Query), ("title" = Option<String>, Query),
         ("user_id" = Option<String>, Query), ("session_id" = Option<String>, Query),
         ("product_id" = Option<String>, Query), ("data" = Option<String>, Query, description = "A JSON object"),
+        ("write_key" = Option<String>, Query, description = "For sites that have write keys"),
     ),
     responses(
         (status = 200, description = "An image of 43 bytes", content_type = "image/gif"),
         (status = 400, description = "The event could not be used", body = ErrorEnvelope),
+        (status = 403, description = "The event is not taken: write keys or origins of its site", body = ErrorEnvelope),
         (status = 503, description = "Try again after Retry-After", body = ErrorEnvelope),
     )
 )]
 #[get("/api/v1/pixel.gif")]
-pub async fn pixel(req: HttpRequest, state: web::Data<State>) -> Result<HttpResponse, ApiError> {
+pub async fn pixel(req: HttpRequest, settings: Settings, state: web::Data<State>) -> Result<HttpResponse, ApiError> {
     let received = state.clock.now();
-    let address = address(&req, &state);
+    let (address, claim) = (address(&req, &settings), claim(&req, &settings.rules));
     let sender = Sender {
         address: &address,
         agent: client::agent(req.headers()),
         privacy_signal: client::privacy_signal(req.headers()),
         received,
         import: false,
+        claim: &claim,
     };
     let query = req.query_string();
     let mut event = decode::query(query);
@@ -359,7 +391,7 @@ pub async fn pixel(req: HttpRequest, state: web::Data<State>) -> Result<HttpResp
         Err(error) => Err(Reject::new(0, RejectCode::InvalidData, format!("data must be a JSON object: {error}"))),
     };
     let mut batch = Batch::default();
-    Intake::new(&state.config.rules, &state.salts, sender).take(0, raw, &mut batch);
+    Intake::new(&settings.rules, &state.salts, sender).take(0, raw, &mut batch);
     let mut outcome = RequestOutcome::default();
     let mut permit = state.journal.begin();
     permit.grow(batch.cost())?;

@@ -9,7 +9,9 @@ mod cached;
 mod caches;
 mod catalog;
 mod catalog_write;
+mod claim;
 mod client;
+mod cors;
 mod error;
 mod ingest;
 mod live;
@@ -18,6 +20,7 @@ mod openapi;
 mod operate;
 mod routes;
 mod sessions;
+mod settings;
 mod statistics;
 
 use std::net::TcpListener;
@@ -34,6 +37,7 @@ use actix_web_prom::{PrometheusMetrics, PrometheusMetricsBuilder};
 use crate::catalog::CatalogHandle;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::config::live::LiveConfig;
 use crate::control::Control;
 use crate::diagnostics::metrics::Rooms;
 use crate::event::visitor::Salts;
@@ -47,8 +51,10 @@ use crate::stream::StreamHandle;
 /// What handlers work with: handles, all cheap to clone.
 #[derive(Clone)]
 pub struct State {
-    /// The config.
-    pub config: Arc<Config>,
+    /// The settings that a running server follows; requests go by `Settings`.
+    pub live: LiveConfig,
+    /// How long the sender of a body may pause.
+    pub client_timeout: Duration,
     /// The time.
     pub clock: Clock,
     /// Salts of anonymous visitors.
@@ -80,6 +86,8 @@ pub fn share_of_drain(whole: Duration) -> Duration {
 #[derive(Clone)]
 pub struct Application {
     state: web::Data<State>,
+    /// Of the start.
+    config: Arc<Config>,
     openapi: web::Data<openapi::Document>,
     metrics: PrometheusMetrics,
 }
@@ -89,7 +97,7 @@ impl Application {
     ///
     /// # Errors
     /// When the registry has such series already.
-    pub fn new(state: State, registry: prometheus::Registry) -> anyhow::Result<Self> {
+    pub fn new(state: State, config: Arc<Config>, registry: prometheus::Registry) -> anyhow::Result<Self> {
         registry.register(Box::new(Rooms::new(
             state.journal.clone(),
             state.stats.clone(),
@@ -106,7 +114,7 @@ impl Application {
             .mask_unmatched_patterns("unmatched")
             .build()
             .map_err(|error| anyhow::anyhow!("metrics: {error}"))?;
-        Ok(Self { state: web::Data::new(state), openapi: web::Data::new(openapi::Document::new()), metrics })
+        Ok(Self { state: web::Data::new(state), config, openapi: web::Data::new(openapi::Document::new()), metrics })
     }
 
     /// One for the thread that calls this.
@@ -131,7 +139,7 @@ impl Application {
             .app_data(routes::query_errors())
             .app_data(routes::path_errors())
             .app_data(web::PayloadConfig::new(catalog_write::MAX_PRODUCT))
-            .configure(|app| routes::configure(app, &self.state))
+            .configure(routes::configure)
             .wrap(actix_web::middleware::from_fn(middleware::envelope))
             .wrap(self.metrics.clone())
             .wrap(actix_web::middleware::from_fn(middleware::known_methods))
@@ -142,7 +150,7 @@ impl Application {
     /// # Errors
     /// When the listener cannot be used.
     pub fn server(&self, listener: TcpListener) -> anyhow::Result<Server> {
-        let config = self.state.config.clone();
+        let config = self.config.clone();
         let this = self.clone();
         let server = HttpServer::new(move || this.make())
             .workers(config.workers)
@@ -162,7 +170,7 @@ impl Application {
     pub fn admin(&self, listener: TcpListener) -> anyhow::Result<Server> {
         let state = self.state.clone();
         let openapi = web::Data::new(openapi::Document::of_admin());
-        let timeout = state.config.client_timeout;
+        let timeout = self.config.client_timeout;
         let server = HttpServer::new(move || {
             App::new()
                 .app_data(state.clone())

@@ -1,24 +1,22 @@
 //! Every route, on one page. What is documented is collected from the same handlers (`openapi`), and a test compares.
 
-use actix_cors::Cors;
-use actix_web::http::{Method, header};
+use actix_web::http::header;
+use actix_web::middleware::from_fn;
 use actix_web::web::{self, PathConfig, QueryConfig, ServiceConfig};
 use actix_web::{HttpResponse, middleware::Compress};
 
 use super::error::ApiError;
-use super::{
-    State, assets, auth, caches, catalog, catalog_write, ingest, live, openapi, operate, sessions, statistics,
-};
+use super::{assets, auth, caches, catalog, catalog_write, cors, ingest, live, openapi, operate, sessions, statistics};
 
 /// Puts all routes into an app.
-pub fn configure(app: &mut ServiceConfig, state: &web::Data<State>) {
+pub fn configure(app: &mut ServiceConfig) {
     app
         // What is asked for most comes first, as each route before it is looked at; what has a name before what has a pattern.
         .service(catalog::hot)
         .service(catalog::batch)
         .service(catalog::product)
         // in
-        .service(web::resource("/api/v1/events").wrap(cors(state)).route(web::post().to(ingest::events)))
+        .service(web::resource("/api/v1/events").wrap(from_fn(cors::beacons)).route(web::post().to(ingest::events)))
         .service(ingest::pixel)
         .service(ingest::import)
         .service(assets::tracker)
@@ -73,16 +71,6 @@ pub fn configure(app: &mut ServiceConfig, state: &web::Data<State>) {
 
 async fn to_docs() -> HttpResponse {
     HttpResponse::Found().insert_header((header::LOCATION, "/docs/")).finish()
-}
-
-/// Browsers of these origins may send beacons and read the answer. Trackers send `text/plain` without a preflight; other
-/// clients name their own headers, so all are allowed.
-fn cors(state: &web::Data<State>) -> Cors {
-    let cors = Cors::default().allowed_methods([Method::POST]).allow_any_header().max_age(86_400);
-    match &state.config.cors_origins {
-        None => cors.allow_any_origin().send_wildcard(),
-        Some(origins) => origins.iter().fold(cors, |cors, origin| cors.allowed_origin(origin)),
-    }
 }
 
 /// Bad query strings are told like every other error.

@@ -60,7 +60,7 @@ pub async fn password(
     let fields = Fields::read(&body)?;
     fields.only(&["current_password", "new_password"])?;
     let passwords = (fields.needed("current_password")?, fields.needed("new_password")?);
-    let tokens = state.identity.change_password(&user, passwords, network(&req, &state)).await?;
+    let tokens = state.identity.change_password(&user, passwords, network(&req)).await?;
     Ok(answer(HttpResponse::Ok(), &state, tokens))
 }
 
@@ -84,7 +84,7 @@ pub async fn delete_me(
 ) -> Result<HttpResponse, ApiError> {
     let fields = Fields::read(&body)?;
     fields.only(&["password"])?;
-    state.identity.delete_account(&user, fields.needed("password")?, network(&req, &state)).await?;
+    state.identity.delete_account(&user, fields.needed("password")?, network(&req)).await?;
     Ok(done())
 }
 

@@ -1,5 +1,6 @@
 use super::*;
 use crate::clock::HOUR;
+use crate::event::access::Claim;
 use crate::event::codec::Entry;
 use crate::event::decode::{Framing, body};
 use crate::event::intake::{Intake, Rules, Sender};
@@ -38,6 +39,7 @@ impl Fixture {
             privacy_signal: false,
             received: self.clock.now(),
             import: false,
+            claim: Claim::NONE,
         };
         let intake = Intake::new(&rules, &salts, sender);
         let mut batch = Batch::default();

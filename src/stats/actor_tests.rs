@@ -1,5 +1,6 @@
 use super::*;
 use crate::event::Batch;
+use crate::event::access::Claim;
 use crate::event::decode::{Framing, body};
 use crate::event::intake::{Intake, Rules, Sender};
 use crate::event::visitor::Salts;
@@ -7,7 +8,14 @@ use crate::journal::JournalOptions;
 
 async fn post(journal: &Journal, salts: &Salts, now: UnixMillis, text: &str) {
     let rules = Rules::default();
-    let sender = Sender { address: "192.0.2.1", agent: "x", privacy_signal: false, received: now, import: false };
+    let sender = Sender {
+        address: "192.0.2.1",
+        agent: "x",
+        privacy_signal: false,
+        received: now,
+        import: false,
+        claim: Claim::NONE,
+    };
     let mut batch = Batch::default();
     let intake = Intake::new(&rules, salts, sender);
     body(text.as_bytes(), Framing::Guess, |index, raw| intake.take(index, raw, &mut batch));

@@ -1,10 +1,12 @@
 // <script defer src="https://HOST/tracker.js" data-site="shop"></script>
-// Optional: data-user, data-endpoint, data-hash (the hash names pages, too). No cookies.
+// Optional: data-user, data-endpoint, data-hash (the hash names pages, too), data-write-key. No cookies.
 (() => {
   const script = document.currentScript;
   if (!script || window.tidegate) return;
-  const { site, endpoint, user, hash } = script.dataset;
-  const target = endpoint || new URL('/api/v1/events', script.src).href;
+  const { site, endpoint, user, hash, writeKey } = script.dataset;
+  const events = endpoint || new URL('/api/v1/events', script.src).href;
+  // Beacons have no headers. A key needs no escape.
+  const target = writeKey ? events + (events.includes('?') ? '&' : '?') + 'write_key=' + writeKey : events;
   const memory = {}; // for storage that is blocked or full
   let userId = user, fresh = [], timer, busy, seen, referrer;
 

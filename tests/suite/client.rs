@@ -39,7 +39,7 @@ pub async fn get(url: &str) -> Answer {
 pub async fn get_with(url: &str, headers: &[(&str, &str)]) -> Answer {
     let mut request = client().get(url).no_decompress();
     for header in headers {
-        request = request.insert_header(*header);
+        request = request.append_header(*header);
     }
     answer(request.send().await).await
 }
@@ -47,7 +47,7 @@ pub async fn get_with(url: &str, headers: &[(&str, &str)]) -> Answer {
 pub async fn post(url: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
     let mut request = client().post(url);
     for header in headers {
-        request = request.insert_header(*header);
+        request = request.append_header(*header);
     }
     answer(request.send_body(body).await).await
 }
@@ -83,8 +83,13 @@ impl Raw {
 
     /// Status and body of the answer; an error when there was none, or not all of it.
     pub fn post(&mut self, body: &str) -> std::io::Result<(u16, String)> {
+        self.post_to("/api/v1/events", body)
+    }
+
+    /// The same to another path.
+    pub fn post_to(&mut self, path: &str, body: &str) -> std::io::Result<(u16, String)> {
         let head = format!(
-            "POST /api/v1/events HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            "POST {path} HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
         self.stream.write_all([head.as_bytes(), body.as_bytes()].concat().as_slice())?;

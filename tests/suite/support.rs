@@ -38,6 +38,14 @@ impl TestApp {
         Self::of(folder, Some(&file), settings, Clock::system()).await
     }
 
+    /// With a config file.
+    pub async fn with_file(toml: &str, settings: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("tidegate.toml");
+        std::fs::write(&file, toml).unwrap();
+        Self::of(folder, Some(&file), settings, Clock::system()).await
+    }
+
     /// Where the admin API is, as `http://...`.
     pub fn admin(&self) -> String {
         format!("http://{}", self.app().admin_address().expect("an admin API"))
@@ -60,7 +68,9 @@ impl TestApp {
             (String::from("TIDEGATE__DATA__DIR"), folder.path().join("data").display().to_string()),
         ];
         for (key, value) in settings {
-            env.push((format!("TIDEGATE__{}", key.to_uppercase().replace('.', "__")), String::from(*value)));
+            let name = format!("TIDEGATE__{}", key.to_uppercase().replace('.', "__"));
+            env.retain(|(known, _)| *known != name);
+            env.push((name, String::from(*value)));
         }
         let config = Config::load(file, env.into_iter()).unwrap();
         let app = App::start(config, clock.clone()).await.unwrap();

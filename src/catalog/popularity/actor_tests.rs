@@ -3,6 +3,7 @@ use std::path::Path;
 use super::*;
 use crate::catalog::popularity::{Hot, Score, open_store};
 use crate::event::Batch;
+use crate::event::access::Claim;
 use crate::event::decode::{Framing, body};
 use crate::event::intake::{Intake, Rules, Sender};
 use crate::event::visitor::Salts;
@@ -43,7 +44,14 @@ impl Shop {
     async fn post(&self, journal: &Journal, text: &str) {
         let rules = Rules::default();
         let received = self.clock.now();
-        let sender = Sender { address: "192.0.2.1", agent: "Firefox", privacy_signal: false, received, import: false };
+        let sender = Sender {
+            address: "192.0.2.1",
+            agent: "Firefox",
+            privacy_signal: false,
+            received,
+            import: false,
+            claim: Claim::NONE,
+        };
         let mut batch = Batch::default();
         let intake = Intake::new(&rules, &self.salts, sender);
         body(text.as_bytes(), Framing::Guess, |index, raw| intake.take(index, raw, &mut batch));
