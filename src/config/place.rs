@@ -17,9 +17,7 @@ pub(super) fn describe(file: &str, text: &str, error: &toml::de::Error) -> Strin
     // Also where secrets should stand below.
     let secret = is_secret(&key) || is_secret(&format!("{key}."));
     let message = match hint(error.message()) {
-        message if secret && !message.starts_with("unknown key") => {
-            String::from("it has not the form that it must have")
-        }
+        message if secret && !message.starts_with("unknown key") => about_secret(&message),
         message => without_password(&message),
     };
     // What a key means that is not known is not known either.
@@ -32,6 +30,15 @@ pub(super) fn describe(file: &str, text: &str, error: &toml::de::Error) -> Strin
         String::new()
     };
     format!("{file}:{line}:{column}: {key}{message}{shown}")
+}
+
+/// What is wrong with a secret. The parser's messages repeat the value, before what it should be; ours do not.
+fn about_secret(message: &str) -> String {
+    match message.rsplit_once(", expected ") {
+        Some((_, expected)) => format!("expected {expected}"),
+        None if message.starts_with("it must ") => message.to_owned(),
+        None => String::from("it has not the form that it must have"),
+    }
 }
 
 /// Whether a line may set a secret beside what is wrong in it, as an inline table does.
@@ -84,19 +91,22 @@ fn look(table: &DeTable<'_>, at: usize, above: &str, found: &mut String) {
     }
 }
 
-/// What is probably the key on a line of what is no TOML: the last header above it, and what stands before `=`.
+/// What is probably the key on a line of what is no TOML: the last header above it, and what stands before `=`, there or where
+/// a list was begun that it seems to be part of.
 fn key_near(text: &str, line: usize) -> String {
     let mut header = "";
     let mut key = "";
     for (number, content) in text.lines().take(line).enumerate() {
         let content = content.trim();
-        if content.starts_with('[') && !content.contains('=') {
+        let name = content.split_once('=').map(|(name, _)| name.trim());
+        if content.starts_with('[') && name.is_none() {
             header = content.split('#').next().unwrap_or_default().trim().trim_matches(['[', ']']).trim();
-        } else if number + 1 == line {
-            let name = content.split(['=', '#']).next().unwrap_or_default().trim();
-            // A key is short, and is one word or has dots; else this is the rest of something longer.
-            let is_key = name.len() <= 64 && !name.contains(char::is_whitespace);
-            key = if is_key { name.trim_matches(['"', '\'']) } else { "" };
+            key = "";
+        } else if let Some(name) = name {
+            key = if is_key(name) { name } else { "" };
+        } else if number + 1 == line && content.starts_with(|c: char| c.is_ascii_alphabetic()) {
+            // No value is a bare word: it is a key that lacks its `=`.
+            key = "";
         }
     }
     match (header, key) {
@@ -104,6 +114,12 @@ fn key_near(text: &str, line: usize) -> String {
         (header, "") => header.to_owned(),
         (header, key) => format!("{header}.{key}"),
     }
+}
+
+fn is_key(name: &str) -> bool {
+    let part =
+        |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
+    name.len() <= 64 && name.split('.').all(|name| part(name.trim().trim_matches('"')))
 }
 
 /// The line on which `section.key` is set, or where the table begins that it should stand in. The entry of a list is called by

@@ -98,6 +98,8 @@ impl Passwords {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn with(memory: u32, passes: u32) -> Passwords {
@@ -129,9 +131,12 @@ mod tests {
                 assert_eq!(passwords.verify("wrong", hash), Verdict::Wrong);
                 watch.elapsed()
             };
-            (0..7).map(fastest).min().unwrap()
+            (0..3).map(fastest).min().unwrap()
         };
-        let (somebody, nobody) = (time(Some(&hash)), time(None));
+        // In turns, as others use the machine too.
+        let rounds: Vec<_> = (0..10).map(|_| (time(Some(&hash)), time(None))).collect();
+        let least = |side: fn(&(Duration, Duration)) -> Duration| rounds.iter().map(side).min().unwrap();
+        let (somebody, nobody) = (least(|round| round.0), least(|round| round.1));
         assert!(nobody < somebody * 2 && somebody < nobody * 2, "{somebody:?} and {nobody:?}");
     }
 }

@@ -14,7 +14,7 @@ use crate::support::{Answer, Process, TestApp, eventually, within};
 
 fn config(backend: &Backend, retries: u32, more: &str) -> String {
     format!(
-        "[gateway]\nlisten = \"127.0.0.1:0\"\n[gateway.limits.few]\nby = [\"address\"]\nlimit = 100\nperiod = \"1h\"\nburst = 5\n\
+        "[gateway]\nlisten = \"127.0.0.1:0\"\n[gateway.limits.few]\nby = [\"address\"]\nlimit = 100\nperiod = \"1d\"\nburst = 5\n\
          [gateway.upstreams.a]\ntargets = [\"{}\"]\n[[gateway.routes]]\nname = \"few\"\npath = \"/few/\"\nupstream = \"a\"\nlimits = [\"few\"]\n\
          [[gateway.routes]]\nname = \"all\"\npath = \"/\"\nupstream = \"a\"\nretries = {retries}\n{more}",
         backend.address
