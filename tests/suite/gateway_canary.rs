@@ -265,6 +265,7 @@ async fn a_new_config_keeps_it_where_it_is_unless_it_is_another() {
     let mut options = (*gateway.options()).clone();
     options.routes[0].retries = 5;
     gateway.apply(options.clone()).unwrap();
+    let aborted = options.clone();
     assert_eq!(snapshot(&gateway).phase, Phase::Aborted);
     assert_eq!(snapshot(&gateway).canary.requests + snapshot(&gateway).stable.requests, 1);
     let settings = options.routes[0].canary.as_mut().unwrap();
@@ -275,6 +276,9 @@ async fn a_new_config_keeps_it_where_it_is_unless_it_is_another() {
     gateway.apply(options).unwrap();
     assert!(gateway.canary("all").is_none());
     assert_eq!(client::get(&app.gateway()).await.text(), "stable");
+    // A change that is taken back brings nobody to one that was aborted.
+    gateway.apply(aborted).unwrap();
+    assert_eq!((snapshot(&gateway).phase, snapshot(&gateway).aborts), (Phase::Aborted, 1));
 }
 
 #[actix_web::test]

@@ -96,9 +96,8 @@ fn percent(percent: f64) -> Weight {
 
 /// All stand there, and know that the others do.
 async fn all(instances: &[&Instance], phase: Phase, weight: f64) {
-    let there = async || {
-        instances.iter().all(|one| one.stands() == (phase, percent(weight)) && one.now().shared == Some(true))
-    };
+    let there =
+        async || instances.iter().all(|one| one.stands() == (phase, percent(weight)) && one.now().shared == Some(true));
     within(SOON, &format!("all are {phase:?} at {weight} %"), there).await;
 }
 
@@ -159,7 +158,8 @@ async fn a_step_of_one_is_taken_by_all_and_one_restarted_alone_keeps_who_is_in()
 async fn while_redis_is_down_each_goes_on_and_then_the_abort_wins() {
     let own = Service::start("redis", &[]);
     let shared = Shared::new(None, "steps = [10, 20, 50]\ninterval = \"1h\"");
-    let (a, b, c) = (shared.start(&own.address).await, shared.start(&own.address).await, shared.start(&own.address).await);
+    let (a, b, c) =
+        (shared.start(&own.address).await, shared.start(&own.address).await, shared.start(&own.address).await);
     all(&[&a, &b, &c], Phase::Running, 10.0).await;
     own.kill(None);
     within(Duration::from_secs(10), "all notice", async || {
@@ -175,7 +175,10 @@ async fn while_redis_is_down_each_goes_on_and_then_the_abort_wins() {
     a.order(json!({"weight": 40.0})).await;
     b.order(json!("abort")).await;
     c.order(json!("promote")).await;
-    assert_eq!([a.stands(), b.stands(), c.stands()].map(|(phase, _)| phase), [Phase::Held, Phase::Aborted, Phase::Promoted]);
+    assert_eq!(
+        [a.stands(), b.stands(), c.stands()].map(|(phase, _)| phase),
+        [Phase::Held, Phase::Aborted, Phase::Promoted]
+    );
     assert_eq!(a.now().shared, Some(false));
     // Who starts now without anything is on its own too, and is not kept from it.
     let alone = shared.start(&own.address).await;

@@ -79,7 +79,10 @@ async fn one_that_was_aborted_is_so_after_kill_9_and_says_since_when_and_why() {
     process.kill();
     let process = start(folder.path(), &stable, &next, &format!("{settings}\nrelease = \"2\""));
     let begun = canary(&process).await;
-    assert_eq!((&begun["phase"], &begun["weight"], &begun["transitions"]), (&json!("running"), &json!(50.0), &json!(0)));
+    assert_eq!(
+        (&begun["phase"], &begun["weight"], &begun["transitions"]),
+        (&json!("running"), &json!(50.0), &json!(0))
+    );
     eventually("it is on disk", async || canary(&process).await["saved"] == true).await;
     process.kill();
     let process = start(folder.path(), &stable, &next, &format!("{settings}\nrelease = \"2\""));
@@ -229,7 +232,8 @@ async fn a_disk_that_refuses_is_told_and_stops_no_traffic() {
     canary.abort();
     assert!(!canary.saved(Duration::from_millis(100)).await);
     let reason = async || app.get("/health").await.json()["gateway"]["canaries"].as_str().map(String::from);
-    eventually("health says so", async || reason().await.is_some_and(|why| why.contains("cannot be kept on disk"))).await;
+    eventually("health says so", async || reason().await.is_some_and(|why| why.contains("cannot be kept on disk")))
+        .await;
     assert_eq!(app.get("/health").await.json()["gateway"]["status"], "degraded");
     let metrics = app.get("/metrics").await.text();
     assert!(metrics.contains("tidegate_canary_saved{route=\"all\"} 0"), "{metrics}");
@@ -251,7 +255,8 @@ async fn a_disk_that_refuses_is_told_and_stops_no_traffic() {
     // An end in order has all on disk.
     canary.set_weight(Weight::percent(12.5).unwrap());
     let folder = app.stop().await;
-    let kept: Value = serde_json::from_slice(&std::fs::read(folder.path().join("data/gateway/canaries.json")).unwrap()).unwrap();
+    let kept: Value =
+        serde_json::from_slice(&std::fs::read(folder.path().join("data/gateway/canaries.json")).unwrap()).unwrap();
     assert_eq!(kept["canaries"]["all"]["state"]["weight"], 12.5);
     assert_eq!(snapshot(&gateway).phase, Phase::Held);
 }

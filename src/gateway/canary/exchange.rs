@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use deadpool_redis::redis::Value;
 
-use super::Phase;
 use super::handle::Canary;
 use super::ledger::{Answer, Message};
 use super::state::State;
@@ -15,11 +14,6 @@ use crate::redis::{Call, Client, Script, StoreError};
 const PIECE: usize = 256;
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_millis(400);
-/// How long a release is remembered once no instance has it any more. Whoever begins one with the same settings later means
-/// another, which must not be given what that had.
-const REMEMBER: Duration = Duration::from_secs(3600);
-/// The same of one that was aborted, which harms nobody by being remembered.
-const REMEMBER_ABORTED: Duration = Duration::from_secs(30 * 86_400);
 /// The longest state that is taken, in bytes.
 const LONGEST: usize = 64 << 10;
 
@@ -80,8 +74,7 @@ impl Exchange {
             }
             None => (String::new(), &[][..], String::new(), String::new()),
         };
-        let aborted = canary.phase() == Phase::Aborted;
-        let remember = if aborted { REMEMBER_ABORTED } else { REMEMBER }.as_millis().to_string();
+        let remember = canary.phase().remembered().as_millis().to_string();
         let key = self.key(canary);
         let args = [known.as_bytes(), token.as_bytes(), text, remember.as_bytes(), phase.as_bytes(), weight.as_bytes()];
         self.script.command(call, &[&key], &args)

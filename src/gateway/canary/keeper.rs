@@ -1,7 +1,7 @@
 //! The keeper of all canaries of a gateway: it has where they stand on disk, and in Redis where instances share it. Nothing
 //! waits for it but orders, which wait for the disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::exchange::Exchange;
 use super::handle::{Beginning, Canary};
 use super::ledger::{Kept, Message};
 use super::options::CanaryOptions;
-use crate::clock::{Clock, Monotonic, Stopwatch};
+use crate::clock::{Clock, Monotonic, Nanos, Stopwatch};
 use crate::gateway::options::{Destination, GatewayOptions};
 use crate::gateway::task::Task;
 
@@ -29,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const WATCH: Duration = Duration::from_millis(100);
 /// How often others may be there sooner before it is left to the next look.
 const ATTEMPTS: usize = 8;
+/// Releases that are remembered after they were taken out of the config.
+const FORMER: usize = 64;
 /// How long after a failure the disk is tried again.
 const DISK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -52,6 +54,8 @@ struct Core {
     /// What was on disk at the start, by route.
     found: Mutex<BTreeMap<String, Kept>>,
     current: Mutex<Vec<Canary>>,
+    /// Releases that were there before a change of the config, which may be taken back; and since when they are not.
+    former: Mutex<VecDeque<(Nanos, String, Kept)>>,
     faults: Mutex<CanaryFaults>,
 }
 
@@ -155,6 +159,7 @@ impl Canaries {
             arbiter: arbiter.clone(),
             found: Mutex::new(found.kept),
             current: Mutex::default(),
+            former: Mutex::default(),
             faults: Mutex::default(),
         });
         let work = core.clone();
@@ -162,13 +167,13 @@ impl Canaries {
         Ok(Self(Arc::new(Handle { core, _task: task })))
     }
 
-    /// Begins a release along a route, or goes on with it where it was when the process ended.
+    /// Begins a release along a route, or goes on with it where it was when the process ended or another took its place.
     pub(in crate::gateway) fn begin(&self, route: &str, to: &Destination, options: &CanaryOptions) -> Canary {
         let core = &self.0.core;
         let release = options.identity(to);
         let kept = core.found.lock().remove(route);
         let known = kept.is_some();
-        let kept = kept.filter(|kept| kept.release == release);
+        let kept = kept.filter(|kept| kept.release == release).or_else(|| core.former(route, &release));
         match &kept {
             Some(Kept { state, .. }) => {
                 let (at, weight) = (crate::clock::rfc3339(state.since), state.weight);
@@ -185,7 +190,18 @@ impl Canaries {
     pub(in crate::gateway) fn set(&self, canaries: Vec<Canary>) {
         let core = &self.0.core;
         core.found.lock().clear();
-        *core.current.lock() = canaries;
+        let before = std::mem::replace(&mut *core.current.lock(), canaries.clone());
+        let is_there = |canary: &Canary| {
+            canaries.iter().any(|other| (other.route(), other.release()) == (canary.route(), canary.release()))
+        };
+        let mut former = core.former.lock();
+        for gone in before.iter().filter(|canary| !is_there(canary)) {
+            if former.len() == FORMER {
+                former.pop_front();
+            }
+            former.push_back((core.clock.now(), gone.route().to_owned(), gone.kept()));
+        }
+        drop(former);
         core.bell.ring();
     }
 
@@ -211,6 +227,17 @@ impl Canaries {
         if self.faults().disk.is_none() && tokio::time::timeout(deadline, self.0.core.bell.saved()).await.is_err() {
             log::warn!("where canaries stand was not written within {} ms", deadline.as_millis());
         }
+    }
+}
+
+impl Core {
+    /// Where a release stood that was there before, unless that is too long ago.
+    fn former(&self, route: &str, release: &str) -> Option<Kept> {
+        let mut former = self.former.lock();
+        let place = former.iter().position(|(_, of, kept)| of == route && kept.release == release)?;
+        let (since, _, kept) = former.remove(place)?;
+        let gone = Duration::from_nanos(self.clock.now().saturating_sub(since));
+        (gone <= kept.state.phase.remembered()).then_some(kept)
     }
 }
 

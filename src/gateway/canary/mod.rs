@@ -27,6 +27,8 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -49,6 +51,17 @@ pub enum Phase {
     Promoted,
     /// It has nothing, also of those who ask for it.
     Aborted,
+}
+
+impl Phase {
+    /// How long a release that stands there is remembered once nobody has it any more. Who begins one with the same settings
+    /// later means another, which must not be given what that had; to remember that it was aborted harms nobody.
+    fn remembered(self) -> Duration {
+        match self {
+            Self::Aborted => Duration::from_secs(30 * 86_400),
+            Self::Running | Self::Held | Self::Promoted => Duration::from_secs(3600),
+        }
+    }
 }
 
 /// Why a canary changed.
