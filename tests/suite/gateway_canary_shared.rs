@@ -15,7 +15,7 @@ use crate::wire::{Wire, beside};
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: t\r\n\r\n";
 /// What the documentation promises, and something for a machine that is busy.
-const SOON: Duration = Duration::from_secs(4);
+const SOON: Duration = Duration::from_secs(8);
 
 /// Settings of instances that share.
 struct Shared {
@@ -32,7 +32,8 @@ impl Shared {
     }
 
     fn toml(&self, redis: &str) -> String {
-        let settings = format!("{}\n[gateway.limiter]\nurl = \"{redis}\"\nprefix = \"{}\"", self.settings, self.prefix);
+        let nodes: Vec<&str> = redis.split(',').collect();
+        let settings = format!("{}\n[gateway.limiter]\nurl = {nodes:?}\nprefix = \"{}\"", self.settings, self.prefix);
         gateway(&self.stable.address.to_string(), &self.next.address.to_string(), &settings)
     }
 
@@ -98,7 +99,9 @@ fn percent(percent: f64) -> Weight {
 async fn all(instances: &[&Instance], phase: Phase, weight: f64) {
     let there =
         async || instances.iter().all(|one| one.stands() == (phase, percent(weight)) && one.now().shared == Some(true));
+    let begun = Instant::now();
     within(SOON, &format!("all are {phase:?} at {weight} %"), there).await;
+    println!("all {} are {phase:?} at {weight} % after {} ms", instances.len(), begun.elapsed().as_millis());
 }
 
 #[actix_web::test]
@@ -307,4 +310,18 @@ async fn an_instance_may_keep_to_itself_and_a_new_config_is_shared_at_once() {
         assert_eq!(answer.text(), "stable");
     }
     assert_eq!(shared.next.count(), count, "it got nothing");
+}
+
+#[actix_web::test]
+async fn a_cluster_shares_as_one_server_does() {
+    let cluster = Service::start("redis-cluster", &[]);
+    let shared = Shared::new(None, "steps = [10, 50]");
+    let (a, b) = (shared.start(&cluster.address).await, shared.start(&cluster.address).await);
+    within(Duration::from_secs(20), "both share", async || [&a, &b].iter().all(|one| one.now().shared == Some(true)))
+        .await;
+    b.order(json!("abort")).await;
+    all(&[&a, &b], Phase::Aborted, 0.0).await;
+    a.order(json!("resume")).await;
+    all(&[&a, &b], Phase::Running, 10.0).await;
+    assert_eq!(a.now().transitions, 2);
 }
