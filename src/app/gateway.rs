@@ -49,6 +49,9 @@ pub fn start(
     Ok(Some(started.context("cannot start the gateway")?))
 }
 
+/// How long a start waits to hear from Redis how far canaries are; without an answer they go on where they were here.
+const CANARIES: Duration = Duration::from_secs(1);
+
 /// What the gateway asks of identity.
 struct Accounts(Identity);
 
@@ -99,7 +102,8 @@ pub struct Front {
 
 impl Front {
     /// Serves it.
-    pub fn serve(gateway: Gateway, listeners: Listeners, own: OwnFactory) -> anyhow::Result<Self> {
+    pub async fn serve(gateway: Gateway, listeners: Listeners, own: OwnFactory) -> anyhow::Result<Self> {
+        gateway.canaries().known(CANARIES).await;
         let (plain, tls) = (listeners.plain(), listeners.tls());
         let server = gateway::server(&gateway, listeners, own).context("cannot serve the gateway")?;
         let handle = server.handle();

@@ -256,7 +256,7 @@ impl App {
         let handle = server.handle();
         let serving = actix_web::rt::spawn(server);
         let front = match (gateway, front) {
-            (Some(gateway), Some(listeners)) => Some(Front::serve(gateway, listeners, application.own())?),
+            (Some(gateway), Some(listeners)) => Some(Front::serve(gateway, listeners, application.own()).await?),
             _ => None,
         };
         lifecycle.enter(Phase::Ready);

@@ -26,7 +26,7 @@ use super::raw::section;
 use super::units::{Bytes, Hidden, Span};
 use crate::gateway::options::GatewayOptions;
 
-pub use canary::Canary;
+pub use canary::{Canaries, Canary};
 pub use limits::{Limit, Limiter, LimiterRedis};
 pub use routes::{Cors, Fallback, Route};
 pub use upstreams::{Breaker, Consul, Etcd, Health, Target, Tls, Upstream, Window};
@@ -56,6 +56,8 @@ section! {
         access_log: String = String::new(),
         /// What limits have in common.
         limiter: Limiter = Limiter::default(),
+        /// What canaries have in common.
+        canaries: Canaries = Canaries::default(),
         /// Limits, by name.
         limits: BTreeMap<String, Limit> = BTreeMap::new(),
         /// Services, by name.
@@ -100,6 +102,7 @@ pub(super) fn validate(raw: &Gateway, around: &Around<'_>, bad: &mut impl FnMut(
         routes,
         upstreams,
         limits,
+        share_canaries: raw.canaries.share && limiter.redis.is_some(),
         limiter,
         api_keys,
         state_dir: around.data.join("gateway"),

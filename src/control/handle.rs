@@ -33,6 +33,7 @@ const OF_THE_START: &[&str] = &[
     "gateway.max_connections",
     "gateway.access_log",
     "gateway.limiter.",
+    "gateway.canaries.",
 ];
 
 /// Steers a running server. Cheap to clone.

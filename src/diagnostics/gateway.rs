@@ -8,7 +8,7 @@ use super::health::Status;
 use super::metrics::family;
 use crate::gateway::Gateway;
 use crate::gateway::breaker::State;
-use crate::gateway::canary::{CanarySnapshot, Phase, SideSnapshot};
+use crate::gateway::canary::{CanaryFaults, CanarySnapshot, Phase, SideSnapshot};
 use crate::gateway::table::Service;
 use crate::gateway::upstream::UpstreamSnapshot;
 
@@ -21,6 +21,9 @@ pub struct GatewayHealth {
     upstreams: Vec<UpstreamHealth>,
     /// Whether shared limits work without Redis at present.
     limits_degraded: bool,
+    /// Why it is not kept how far canaries are, or not shared by instances.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    canaries: Option<String>,
 }
 
 /// A service.
@@ -63,8 +66,14 @@ impl GatewayHealth {
         let upstreams: Vec<UpstreamHealth> = gateway.table().services.values().map(UpstreamHealth::of).collect();
         let limits_degraded = gateway.limits().stats().degraded;
         let limits = if limits_degraded { Status::Degraded } else { Status::Ok };
-        let status = upstreams.iter().map(|upstream| upstream.status).fold(limits, Status::max);
-        Self { status, upstreams, limits_degraded }
+        let CanaryFaults { disk, redis } = gateway.canaries().faults();
+        let canaries = disk
+            .map(|why| format!("how far they are cannot be kept on disk: {why}"))
+            .or_else(|| redis.map(|why| format!("how far they are cannot be shared: {why}")));
+        let of_canaries = if canaries.is_some() { Status::Degraded } else { Status::Ok };
+        let all = upstreams.iter().map(|upstream| upstream.status);
+        let status = all.fold(limits.max(of_canaries), Status::max);
+        Self { status, upstreams, limits_degraded, canaries }
     }
 }
 
@@ -251,6 +260,11 @@ fn of_canaries(gateway: &Gateway) -> Vec<MetricFamily> {
         });
         Series(each.collect())
     };
+    let shared = canaries.iter().filter_map(|(route, canary)| {
+        let shared = f64::from(u8::from(canary.shared?));
+        Some((vec![("route", route.clone())], shared))
+    });
+    let shared = Series(shared.collect());
     vec![
         one(|canary| canary.weight.part()).family(
             "tidegate_canary_weight",
@@ -271,6 +285,16 @@ fn of_canaries(gateway: &Gateway) -> Vec<MetricFamily> {
             "tidegate_canary_aborts_total",
             "Times a canary was aborted",
             MetricType::COUNTER,
+        ),
+        one(|canary| f64::from(u8::from(canary.saved))).family(
+            "tidegate_canary_saved",
+            "Whether the disk has how far a canary is",
+            MetricType::GAUGE,
+        ),
+        shared.family(
+            "tidegate_canary_shared",
+            "Whether other instances were told how far a canary is",
+            MetricType::GAUGE,
         ),
         sides(|side| side.requests as f64).family(
             "tidegate_canary_requests_total",

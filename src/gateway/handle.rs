@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use super::access_log::AccessLog;
-use super::canary::Canary;
+use super::canary::{Canaries, Canary};
 use super::identify::Identify;
 use super::limit::Limits;
 use super::metrics::{Metrics, RouteMetrics};
@@ -62,7 +62,8 @@ impl Gateway {
         let limits = Limits::start(&options.limits, &options.limiter, clock.clone())?;
         let access_log = AccessLog::start(&options.access_log)?;
         let arbiter = actix::Arbiter::new();
-        let owners = Owners { arbiter: arbiter.handle(), clock: clock.clone() };
+        let canaries = Canaries::start(&options, clock.clone(), wall.clone(), arbiter.handle())?;
+        let owners = Owners { arbiter: arbiter.handle(), clock: clock.clone(), canaries };
         let table = Table::new(options, &limits, &metrics, &owners, None)?;
         Ok(Self(Arc::new(Inner {
             table: ArcSwap::from_pointee(table),
@@ -132,6 +133,11 @@ impl Gateway {
         route.canary.as_ref().map(|(canary, _)| canary.clone())
     }
 
+    /// How canaries are kept and shared.
+    pub fn canaries(&self) -> &Canaries {
+        &self.0.owners.canaries
+    }
+
     /// Last good answers.
     pub(super) fn stale(&self) -> &StaleStore {
         &self.0.stale
@@ -169,8 +175,9 @@ impl Gateway {
         self.0.draining.send_replace(true);
     }
 
-    /// Ends its owners: leases of limits go back, what is left of the log is written.
+    /// Ends its owners: where canaries stand and what is left of the log is written, leases of limits go back.
     pub async fn stop(&self, deadline: Duration) {
+        self.0.owners.canaries.stop(deadline).await;
         self.0.limits.stop(deadline).await;
         if let Some(log) = self.0.access_log.clone() {
             let _ = tokio::task::spawn_blocking(move || log.stop(deadline)).await;

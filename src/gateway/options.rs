@@ -44,9 +44,11 @@ pub struct GatewayOptions {
     pub limits: BTreeMap<String, LimitOptions>,
     /// What all limits have in common.
     pub limiter: LimiterOptions,
+    /// Whether instances share where their canaries stand, through the Redis of limits.
+    pub share_canaries: bool,
     /// API keys by name: SHA-256 of the key, 32 bytes.
     pub api_keys: BTreeMap<String, [u8; 32]>,
-    /// Folder for what is to survive a restart: the last good answers of registries.
+    /// Folder for what is to survive a restart: the last good answers of registries, and where canaries stand.
     pub state_dir: PathBuf,
 }
 

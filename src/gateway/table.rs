@@ -10,7 +10,7 @@ use actix::ArbiterHandle;
 use arc_swap::ArcSwapOption;
 use hyper::header::{HeaderName, HeaderValue};
 
-use super::canary::{Canary, CanaryKey, CanaryOptions};
+use super::canary::{Canaries, Canary, CanaryKey, CanaryOptions};
 use super::check::Checker;
 use super::connect::{ConnectError, Connector};
 use super::cors::Cors;
@@ -96,6 +96,8 @@ pub struct Owners {
     pub arbiter: ArbiterHandle,
     /// Their time.
     pub clock: Monotonic,
+    /// Who keeps where canaries stand.
+    pub canaries: Canaries,
 }
 
 /// What cannot be started of what the options ask for.
@@ -261,7 +263,9 @@ impl Table {
                 options: route.clone(),
             }))
         });
-        let routes = routes.collect();
+        let routes: Vec<Arc<Route>> = routes.collect();
+        let canaries = routes.iter().filter_map(|route| Some(route.canary.as_ref()?.0.clone()));
+        owners.canaries.set(canaries.collect());
         let api_keys = options.api_keys.iter().map(|(name, hash)| (*hash, Arc::from(name.as_str()))).collect();
         Ok(Self { router: Router::new(&options.routes), routes, services, api_keys, options: Arc::new(options) })
     }
@@ -273,7 +277,7 @@ fn canary(route: &RouteOptions, owners: &Owners, before: Option<&Table>) -> Opti
     let before = before.and_then(|before| before.routes.iter().find(|other| other.options.name == route.name));
     let same = before.filter(|before| before.options.to == route.to).and_then(|before| before.canary.as_ref());
     let same = same.map(|(canary, _)| canary).filter(|canary| canary.options() == options);
-    let new = || Canary::start(&route.name, options, owners.clock.clone(), owners.arbiter.clone());
+    let new = || owners.canaries.begin(&route.name, &route.to, options);
     Some(same.cloned().unwrap_or_else(new))
 }
 

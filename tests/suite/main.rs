@@ -17,6 +17,8 @@ mod crash;
 mod discovery;
 mod gateway;
 mod gateway_canary;
+mod gateway_canary_shared;
+mod gateway_canary_state;
 mod gateway_faults;
 mod gateway_keys;
 mod gateway_protocol;

@@ -1,4 +1,4 @@
-//! `[gateway.routes.canary]`.
+//! `[gateway.canaries]` and `[gateway.routes.canary]`.
 
 use std::time::Duration;
 
@@ -12,11 +12,24 @@ use crate::config::units::Span;
 use crate::gateway::canary::{CanaryKey, CanaryOptions, Decider, Weight};
 use crate::gateway::headers;
 
+/// The longest name of a release.
+const LONGEST_RELEASE: usize = 100;
+
+section! {
+    /// `[gateway.canaries]`
+    Canaries {
+        /// Through the limiter's Redis.
+        share: bool = true,
+    }
+}
+
 section! {
     /// `[gateway.routes.canary]`
     Canary {
         /// By name; has to be set.
         upstream: String = String::new(),
+        /// What it is called.
+        release: String = String::new(),
         /// In percent.
         weight: f64 = 0.0,
         /// In percent.
@@ -55,6 +68,12 @@ pub(super) fn canary(raw: &Canary, route: &Route, known: &Known<'_>, keys: &mut 
     } else {
         keys.refers("upstream", "upstream", &raw.upstream, known.upstreams.keys());
     }
+    if raw.release.len() > LONGEST_RELEASE || raw.release.contains(char::is_control) {
+        keys.bad(
+            "release",
+            format!("it must be at most {LONGEST_RELEASE} characters, none of them a control character"),
+        );
+    }
     let (weight, steps) = weights(raw, keys);
     let header = decider("header", &raw.header, &raw.header_value, keys);
     let cookie = decider("cookie", &raw.cookie, &raw.cookie_value, keys);
@@ -68,6 +87,7 @@ pub(super) fn canary(raw: &Canary, route: &Route, known: &Known<'_>, keys: &mut 
     }
     CanaryOptions {
         upstream: raw.upstream.clone(),
+        release: raw.release.clone(),
         weight,
         steps,
         interval: keys.finite("interval", raw.interval, Duration::from_millis(100)),

@@ -1,6 +1,6 @@
 //! The handle: choosing, telling how it went, orders, numbers; and the owner, who looks at the counts now and then.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -9,12 +9,15 @@ use hyper::HeaderMap;
 use hyper::header::HeaderValue;
 use parking_lot::Mutex;
 
-use super::judge::{Judge, Standing};
+use super::judge::{Judge, Moment};
+use super::keeper::Bell;
+use super::ledger::{Answer, Kept, Ledger, Message};
 use super::options::{CanaryOptions, Weight};
 use super::split::{self, Choice, Split};
+use super::state::{Change, State};
 use super::stats::{Reading, Side, SideReading};
-use super::{CanarySnapshot, Phase, SideSnapshot, Transition};
-use crate::clock::{Monotonic, Nanos};
+use super::{CanarySnapshot, Phase, Reason, SideSnapshot, Transition};
+use crate::clock::{Clock, Monotonic, Nanos};
 use crate::gateway::limit::Caller;
 use crate::gateway::task::Task;
 
@@ -31,7 +34,16 @@ pub struct Canary(Arc<Inner>);
 struct Inner {
     route: Arc<str>,
     options: CanaryOptions,
+    /// By which it is known again.
+    release: String,
     clock: Monotonic,
+    wall: Clock,
+    bell: Arc<Bell>,
+    begun: Nanos,
+    /// Whether it was asked whether instances share something of it, and that is answered, or was waited for long enough.
+    asked: AtomicBool,
+    /// Whether anybody may go there: not before, if nothing is known of it here.
+    open: AtomicBool,
     split: Split,
     /// Slots, or [`CLOSED`]: what requests read.
     weight: AtomicU32,
@@ -61,26 +73,51 @@ pub struct Trial<'a> {
     told: bool,
 }
 
+/// Which release begins, and what is known of it.
+#[derive(Debug)]
+pub(super) struct Beginning<'a> {
+    pub route: &'a str,
+    /// By which it is known again.
+    pub release: String,
+    pub options: &'a CanaryOptions,
+    /// As it was kept.
+    pub kept: Option<Kept>,
+    pub bell: Arc<Bell>,
+}
+
 impl Canary {
-    /// Begins a release along a route, and starts its owner on an arbiter. Must be called within actix's runtime.
-    pub fn start(route: &str, options: &CanaryOptions, clock: Monotonic, arbiter: ArbiterHandle) -> Self {
-        let canary = Self::idle(route, options, clock);
+    /// Begins a release, or goes on with it, and starts its owner on an arbiter. Must be called within actix's runtime.
+    pub(super) fn start(beginning: Beginning<'_>, clock: Monotonic, wall: Clock, arbiter: ArbiterHandle) -> Self {
+        let canary = Self::idle(beginning, clock, wall);
         let inner = Arc::downgrade(&canary.0);
-        let pause = (options.interval / 5).clamp(Duration::from_millis(5), PAUSE);
+        let pause = (canary.options().interval / 5).clamp(Duration::from_millis(5), PAUSE);
         let work = move || -> crate::gateway::task::Work { Box::pin(keep_looking(inner.clone(), pause)) };
         let _ = canary.0.owner.set(Owner(Task::start("canary", arbiter, work)));
         canary
     }
 
     /// One that nobody looks after.
-    pub(super) fn idle(route: &str, options: &CanaryOptions, clock: Monotonic) -> Self {
-        let judge = Judge::new(options, clock.now());
+    pub(super) fn idle(beginning: Beginning<'_>, clock: Monotonic, wall: Clock) -> Self {
+        let Beginning { route, release, options, kept, bell } = beginning;
+        let open = kept.is_some() || !bell.shares();
+        let now = Moment { ticks: clock.now(), wall: wall.now() };
+        let ledger = match kept {
+            Some(kept) => Ledger::restore(kept, bell.seed()),
+            None => Ledger::new(options.first(), now.wall, bell.seed()),
+        };
+        let judge = Judge::new(options, ledger, now);
         let inner = Inner {
             route: Arc::from(route),
             split: Split::new(route, options),
             options: options.clone(),
+            release,
             clock,
-            weight: AtomicU32::new(published(&judge.standing())),
+            wall,
+            begun: now.ticks,
+            asked: AtomicBool::new(!bell.shares()),
+            bell,
+            open: AtomicBool::new(open),
+            weight: AtomicU32::new(if open { published(judge.state()) } else { CLOSED }),
             canary: Side::default(),
             stable: Side::default(),
             judge: Mutex::new(judge),
@@ -135,15 +172,72 @@ impl Canary {
 
     /// Looks at the counts; the owner does.
     pub(super) fn look(&self) {
-        self.0.act(Judge::look);
+        if self.0.open.load(Ordering::Relaxed) {
+            self.0.act(Judge::look);
+        }
+    }
+
+    /// Waits until the disk has what was ordered; whether it has in time.
+    pub async fn saved(&self, within: Duration) -> bool {
+        tokio::time::timeout(within, self.0.bell.saved()).await.is_ok()
+    }
+
+    pub(super) fn route(&self) -> &str {
+        &self.0.route
+    }
+
+    pub(super) fn release(&self) -> &str {
+        &self.0.release
+    }
+
+    /// For how long it has been there.
+    pub(super) fn age(&self) -> Duration {
+        Duration::from_nanos(self.0.clock.now().saturating_sub(self.0.begun))
+    }
+
+    /// What is to be kept of it.
+    pub(super) fn kept(&self) -> Kept {
+        self.0.judge.lock().ledger().kept(&self.0.release)
+    }
+
+    /// What there is to ask of what instances share.
+    pub(super) fn message(&self) -> Message {
+        self.0.judge.lock().message()
+    }
+
+    /// Takes over what was answered.
+    pub(super) fn answered(&self, message: Message, answer: Answer) {
+        self.0.answered(message, answer);
+        self.opens();
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.0.judge.lock().state().phase
+    }
+
+    /// Whether what instances share of it was asked for with success, or for long enough.
+    pub(super) fn is_asked(&self) -> bool {
+        self.0.asked.load(Ordering::Relaxed)
+    }
+
+    /// It goes on with what is known by now.
+    pub(super) fn opens(&self) {
+        self.0.asked.store(true, Ordering::Relaxed);
+        let judge = self.0.judge.lock();
+        if !self.0.open.swap(true, Ordering::Relaxed) {
+            self.0.weight.store(published(judge.state()), Ordering::Relaxed);
+        }
     }
 
     /// What it has to say.
     pub fn snapshot(&self) -> CanarySnapshot {
         let inner = &self.0;
-        let (standing, last, window) = {
+        let (state, last, next, waits, told, window) = {
             let judge = inner.judge.lock();
-            (judge.standing(), judge.last().cloned().collect(), judge.window(&inner.read()))
+            let ledger = judge.ledger();
+            let last = ledger.state().last.iter().map(|change| transition(change, ledger.made(change))).collect();
+            let window = judge.window(&inner.read());
+            (ledger.state().clone(), last, judge.next(), judge.waits(), ledger.is_told(), window)
         };
         let side = |side: &Side, window: &SideReading| {
             let all = side.all();
@@ -157,17 +251,19 @@ impl Canary {
         };
         CanarySnapshot {
             upstream: inner.options.upstream.clone(),
-            phase: standing.phase,
-            weight: standing.weight,
-            next: standing.next,
-            since: standing.since,
-            reason: standing.reason,
-            waits: standing.waits,
+            phase: state.phase,
+            weight: state.weight,
+            next,
+            since: state.since,
+            reason: state.reason,
+            waits,
             stable: side(&inner.stable, &window.stable),
             canary: side(&inner.canary, &window.canary),
-            transitions: standing.transitions,
-            aborts: standing.aborts,
+            transitions: state.transitions,
+            aborts: state.aborts,
             last,
+            saved: inner.bell.is_saved(),
+            shared: inner.bell.shares().then_some(told),
             restarts: inner.owner.get().map_or(0, |owner| owner.0.restarts()),
         }
     }
@@ -214,40 +310,76 @@ impl Inner {
         Reading { canary: self.canary.read(), stable: self.stable.read() }
     }
 
+    fn now(&self) -> Moment {
+        Moment { ticks: self.clock.now(), wall: self.wall.now() }
+    }
+
     /// Has the judge do something, and tells of what came of it.
-    fn act(&self, what: impl FnOnce(&mut Judge, Nanos, &Reading)) {
+    fn act(&self, what: impl FnOnce(&mut Judge, Moment, &Reading)) {
         let mut judge = self.judge.lock();
-        let before = judge.standing().transitions;
-        let reading = self.read();
-        what(&mut judge, self.clock.now(), &reading);
-        let standing = judge.standing();
-        if standing.transitions == before {
+        let before = judge.state().transitions;
+        what(&mut judge, self.now(), &self.read());
+        let state = judge.state();
+        if state.transitions == before {
             return;
         }
-        self.weight.store(published(&standing), Ordering::Relaxed);
+        self.publish(state);
         // Within the lock, so that the log has the order of the changes.
-        for transition in judge.last().skip(judge.last().len().saturating_sub(1)) {
-            self.tell(transition);
+        if let Some(change) = state.last.back() {
+            self.tell(change, "");
+        }
+        self.bell.ring();
+    }
+
+    /// Takes over what other instances did.
+    fn answered(&self, message: Message, answer: Answer) {
+        if matches!(answer, Answer::Same) {
+            return;
+        }
+        let mut judge = self.judge.lock();
+        let before = judge.ledger().kept("");
+        judge.answered(self.now(), &self.read(), message, answer);
+        if judge.ledger().kept("") == before {
+            return;
+        }
+        let state = judge.state();
+        self.publish(state);
+        if (state.phase, state.weight) != (before.state.phase, before.state.weight)
+            && let Some(change) = state.last.back()
+        {
+            self.tell(&Change { from: before.state.weight, ..change.clone() }, ", as another instance says");
+        }
+        self.bell.to_disk();
+    }
+
+    fn publish(&self, state: &State) {
+        if self.open.load(Ordering::Relaxed) {
+            self.weight.store(published(state), Ordering::Relaxed);
         }
     }
 
-    fn tell(&self, transition: &Transition) {
-        let Transition { from, to, phase, reason, measured, .. } = transition;
+    fn tell(&self, change: &Change, whose: &str) {
+        let Change { from, to, phase, reason, measured, .. } = change;
         let level = match (phase, reason) {
-            (Phase::Aborted, _) | (_, super::Reason::Errors | super::Reason::Latency) => log::Level::Warn,
+            (Phase::Aborted, _) | (_, Reason::Errors | Reason::Latency) => log::Level::Warn,
             _ => log::Level::Info,
         };
         let measured = measured.as_ref().map(|measured| format!(": {measured}")).unwrap_or_default();
         let (route, upstream) = (&self.route, &self.options.upstream);
         log::log!(
             level,
-            "the canary {upstream} of route {route} went from {from} to {to}, {phase:?} ({reason:?}){measured}"
+            "the canary {upstream} of route {route} went from {from} to {to}, {phase:?} ({reason:?}){whose}{measured}"
         );
     }
 }
 
-fn published(standing: &Standing) -> u32 {
-    if standing.phase == Phase::Aborted { CLOSED } else { standing.weight.slots() }
+fn published(state: &State) -> u32 {
+    if state.phase == Phase::Aborted { CLOSED } else { state.weight.slots() }
+}
+
+fn transition(change: &Change, here: bool) -> Transition {
+    let Change { at, from, to, phase, reason, measured, .. } = change.clone();
+    Transition { at, from, to, phase, reason, measured, here }
 }
 
 async fn keep_looking(inner: Weak<Inner>, pause: Duration) {

@@ -3,16 +3,19 @@
 //! Failures abort it when they cannot be chance ([`Evidence`]) and are more than is allowed; latency, when the canary's 99th
 //! percentile is too long even where both are measured in its favour. A step is taken when its time is over, there were
 //! enough requests, and what was measured is within what is allowed; else it waits.
+//!
+//! What it decides stands in a [`Ledger`], which is kept and shared; what it measured does not, and begins anew with it.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::evidence::{Evidence, Tally};
 use super::latency::Latencies;
+use super::ledger::{Answer, Ledger, Message, Turn};
 use super::options::{CanaryOptions, Weight};
+use super::state::State;
 use super::stats::Reading;
-use super::{Phase, Reason, Transition, Waits};
-use crate::clock::Nanos;
+use super::{Phase, Reason, Waits};
+use crate::clock::{Nanos, UnixMillis};
 
 /// A release that is as good as what it replaces is aborted for its failures with at most this probability.
 const FALSE_ABORTS: f64 = 0.01;
@@ -30,17 +33,14 @@ const FEW: u64 = 100;
 const DEVIATIONS: f64 = 3.0;
 /// Nobody notices less.
 const LEAST_DELAY: Duration = Duration::from_millis(5);
-/// Changes that are kept.
-const KEPT: usize = 16;
 
 /// Judges one release.
 #[derive(Debug)]
 pub(super) struct Judge {
     options: CanaryOptions,
-    phase: Phase,
-    weight: Weight,
+    ledger: Ledger,
+    /// When it came to where it is, or heard of it.
     since: Nanos,
-    reason: Reason,
     waits: Option<Waits>,
     /// Of all since it was begun.
     release: Evidence,
@@ -52,63 +52,50 @@ pub(super) struct Judge {
     base: Reading,
     /// Where the slice began: the canary, and the stable version.
     slice: (Tally, Tally),
-    transitions: u64,
-    aborts: u64,
-    last: VecDeque<Transition>,
 }
 
-/// Where a judge stands.
-#[derive(Clone, Debug)]
-pub(super) struct Standing {
-    pub phase: Phase,
-    pub weight: Weight,
-    pub next: Option<Weight>,
-    pub since: Nanos,
-    pub reason: Reason,
-    pub waits: Option<Waits>,
-    pub transitions: u64,
-    pub aborts: u64,
+/// A moment, on both clocks: one for how long something takes, one for people and other machines.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    pub ticks: Nanos,
+    pub wall: UnixMillis,
 }
 
 impl Judge {
-    /// At the beginning of a release.
-    pub fn new(options: &CanaryOptions, now: Nanos) -> Self {
+    /// Of a release as it stands in its ledger. What is left of a step is not known any more, so that it lasts a whole one.
+    pub fn new(options: &CanaryOptions, ledger: Ledger, now: Moment) -> Self {
         Self {
-            phase: Phase::Running,
-            weight: first(options),
             options: options.clone(),
-            since: now,
-            reason: Reason::Configured,
+            ledger,
+            since: now.ticks,
             waits: None,
             release: Evidence::default(),
             window: Evidence::default(),
             windows: 1,
-            begun: now,
+            begun: now.ticks,
             base: Reading::default(),
             slice: (Tally::default(), Tally::default()),
-            transitions: 0,
-            aborts: 0,
-            last: VecDeque::new(),
         }
     }
 
     /// Looks at what was counted, and decides.
-    pub fn look(&mut self, now: Nanos, reading: &Reading) {
-        if matches!(self.phase, Phase::Promoted | Phase::Aborted) {
+    pub fn look(&mut self, now: Moment, reading: &Reading) {
+        let State { phase, weight, .. } = *self.state();
+        if matches!(phase, Phase::Promoted | Phase::Aborted) {
             return;
         }
         self.weigh(reading);
         // Who only holds has done so.
-        let decides = self.options.abort || self.phase == Phase::Running;
+        let decides = self.options.abort || phase == Phase::Running;
         if decides && let Some((reason, measured)) = self.fault(reading) {
             return match self.options.abort {
                 true => self.turn(now, reading, Phase::Aborted, Weight::NONE, reason, Some(measured)),
-                false => self.turn(now, reading, Phase::Held, self.weight, reason, Some(measured)),
+                false => self.turn(now, reading, Phase::Held, weight, reason, Some(measured)),
             };
         }
         let next = self.next();
         self.waits = next.and_then(|_| self.waits_for(now, reading));
-        let lasted = now.saturating_sub(self.begun);
+        let lasted = now.ticks.saturating_sub(self.begun);
         match next {
             Some(next) if self.waits.is_none() => {
                 let phase = if next == Weight::ALL { Phase::Promoted } else { Phase::Running };
@@ -124,54 +111,69 @@ impl Judge {
     }
 
     /// All to the canary, whatever it does.
-    pub fn promote(&mut self, now: Nanos, reading: &Reading) {
-        if self.phase != Phase::Promoted {
+    pub fn promote(&mut self, now: Moment, reading: &Reading) {
+        if self.state().phase != Phase::Promoted {
             self.turn(now, reading, Phase::Promoted, Weight::ALL, Reason::Ordered, None);
         }
     }
 
     /// Nothing to the canary.
-    pub fn abort(&mut self, now: Nanos, reading: &Reading) {
-        if self.phase != Phase::Aborted {
+    pub fn abort(&mut self, now: Moment, reading: &Reading) {
+        if self.state().phase != Phase::Aborted {
             self.turn(now, reading, Phase::Aborted, Weight::NONE, Reason::Ordered, None);
         }
     }
 
     /// A part, which it keeps.
-    pub fn set_weight(&mut self, now: Nanos, reading: &Reading, weight: Weight) {
-        if (self.phase, self.weight) != (Phase::Held, weight) {
+    pub fn set_weight(&mut self, now: Moment, reading: &Reading, weight: Weight) {
+        if (self.state().phase, self.state().weight) != (Phase::Held, weight) {
             self.turn(now, reading, Phase::Held, weight, Reason::Ordered, None);
         }
     }
 
     /// On from where it is held, or from the beginning where it has ended. What was against it is forgotten.
-    pub fn resume(&mut self, now: Nanos, reading: &Reading) {
-        let weight = match self.phase {
+    pub fn resume(&mut self, now: Moment, reading: &Reading) {
+        let weight = match self.state().phase {
             Phase::Running => return,
-            Phase::Held => self.weight,
-            Phase::Promoted | Phase::Aborted => first(&self.options),
+            Phase::Held => self.state().weight,
+            Phase::Promoted | Phase::Aborted => self.options.first(),
         };
-        self.release = Evidence::default();
-        self.windows = 0;
+        self.forget();
         self.turn(now, reading, Phase::Running, weight, Reason::Ordered, None);
     }
 
-    pub fn standing(&self) -> Standing {
-        Standing {
-            phase: self.phase,
-            weight: self.weight,
-            next: self.next(),
-            since: self.since,
-            reason: self.reason,
-            waits: self.waits,
-            transitions: self.transitions,
-            aborts: self.aborts,
-        }
+    /// What there is to ask of what instances share.
+    pub fn message(&self) -> Message {
+        self.ledger.message()
     }
 
-    /// The last changes, oldest first.
-    pub fn last(&self) -> impl ExactSizeIterator<Item = &Transition> {
-        self.last.iter()
+    /// Takes over what other instances did.
+    pub fn answered(&mut self, now: Moment, reading: &Reading, message: Message, answer: Answer) {
+        let State { phase, weight, orders, .. } = *self.state();
+        self.ledger.answered(message, answer);
+        let state = self.state();
+        if (phase, weight, orders) == (state.phase, state.weight, state.orders) {
+            return;
+        }
+        // It was resumed, or begun again: what was against it is forgotten, as where that was ordered.
+        if state.phase == Phase::Running && state.orders != orders {
+            self.forget();
+        }
+        self.begin(now, reading);
+    }
+
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Where it stands.
+    pub fn state(&self) -> &State {
+        self.ledger.state()
+    }
+
+    /// What its next step waits for, if anything.
+    pub fn waits(&self) -> Option<Waits> {
+        self.waits
     }
 
     /// What is looked at together.
@@ -184,11 +186,12 @@ impl Judge {
     }
 
     /// The step after this one.
-    fn next(&self) -> Option<Weight> {
-        if self.phase != Phase::Running {
+    pub fn next(&self) -> Option<Weight> {
+        let State { phase, weight, .. } = *self.state();
+        if phase != Phase::Running {
             return None;
         }
-        self.options.steps.iter().copied().find(|step| *step > self.weight)
+        self.options.steps.iter().copied().find(|step| *step > weight)
     }
 
     fn weigh(&mut self, reading: &Reading) {
@@ -247,8 +250,8 @@ impl Judge {
         canary > stable.mul_f64(self.options.max_p99_ratio).max(stable + LEAST_DELAY)
     }
 
-    fn waits_for(&self, now: Nanos, reading: &Reading) -> Option<Waits> {
-        if now.saturating_sub(self.since) < self.interval() {
+    fn waits_for(&self, now: Moment, reading: &Reading) -> Option<Waits> {
+        if now.ticks.saturating_sub(self.since) < self.interval() {
             return Some(Waits::Interval);
         }
         if self.tallies(reading).0.total() < self.options.min_requests {
@@ -281,36 +284,36 @@ impl Judge {
         side(&reading.canary.latency, &canary.latency).zip(side(&reading.stable.latency, &stable.latency))
     }
 
-    fn begin_window(&mut self, now: Nanos, reading: &Reading) {
+    fn begin_window(&mut self, now: Moment, reading: &Reading) {
         self.windows = self.windows.saturating_add(1);
         self.window = Evidence::default();
-        self.begun = now;
+        self.begun = now.ticks;
         self.base = reading.clone();
         self.slice = (reading.canary.tally, reading.stable.tally);
     }
 
     fn turn(
         &mut self,
-        now: Nanos,
+        now: Moment,
         reading: &Reading,
         phase: Phase,
         weight: Weight,
         reason: Reason,
         measured: Option<String>,
     ) {
-        if self.last.len() == KEPT {
-            self.last.pop_front();
-        }
-        self.last.push_back(Transition { at: now, from: self.weight, to: weight, phase, reason, measured });
-        self.transitions += 1;
-        self.aborts += u64::from(phase == Phase::Aborted);
-        (self.phase, self.weight, self.since, self.reason) = (phase, weight, now, reason);
+        self.ledger.turn(Turn { at: now.wall, phase, weight, reason, measured });
+        self.begin(now, reading);
+    }
+
+    /// It is somewhere else now.
+    fn begin(&mut self, now: Moment, reading: &Reading) {
+        self.since = now.ticks;
         self.waits = None;
         self.begin_window(now, reading);
     }
-}
 
-/// What a release begins with.
-fn first(options: &CanaryOptions) -> Weight {
-    options.steps.first().copied().unwrap_or(options.weight)
+    fn forget(&mut self) {
+        self.release = Evidence::default();
+        self.windows = 0;
+    }
 }

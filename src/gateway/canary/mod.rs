@@ -4,30 +4,43 @@
 //! [`judge`] decides, by [`evidence`] of failures and by [`latency`], and is a struct without clock; the owner reads the counts
 //! several times a second, has them judged, and publishes the weight. Names are those of Argo Rollouts, Flagger and
 //! ingress-nginx.
+//!
+//! Where a release stands ([`state`]) is its judge's [`ledger`]. The [`keeper`] of all canaries has it on [`disk`] and, where
+//! instances share it, in Redis ([`exchange`]).
 
+mod disk;
 mod evidence;
+mod exchange;
 mod handle;
 mod judge;
+mod keeper;
 mod latency;
+mod ledger;
+#[cfg(test)]
+mod ledger_tests;
 mod options;
 #[cfg(test)]
 mod simulation_tests;
 mod split;
+mod state;
 mod stats;
 #[cfg(test)]
 mod tests;
 
-use serde::Serialize;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::clock::Nanos;
+use crate::clock::UnixMillis;
 
 pub use handle::{Canary, Trial};
+pub use keeper::{Canaries, CanaryFaults};
 pub use options::{CanaryKey, CanaryOptions, Decider, Weight};
 pub use split::Choice;
 
 /// How far a canary has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// It has its part, goes on to the next step, and is aborted if it does badly.
@@ -40,8 +53,19 @@ pub enum Phase {
     Aborted,
 }
 
+impl Phase {
+    /// How long a release that stands there is remembered once nobody has it any more. Who begins one with the same settings
+    /// later means another, which must not be given what that had; to remember that it was aborted harms nobody.
+    fn remembered(self) -> Duration {
+        match self {
+            Self::Aborted => Duration::from_secs(30 * 86_400),
+            Self::Running | Self::Held | Self::Promoted => Duration::from_secs(3600),
+        }
+    }
+}
+
 /// Why a canary changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// It was in the config, new or changed.
@@ -73,8 +97,8 @@ pub enum Waits {
 /// A change of a canary.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Transition {
-    /// When, on the monotonic clock, in nanoseconds.
-    pub at: Nanos,
+    /// When, in Unix milliseconds.
+    pub at: UnixMillis,
     /// What it had, in percent.
     pub from: Weight,
     /// What it has, in percent.
@@ -86,6 +110,8 @@ pub struct Transition {
     /// What was measured, if that was why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub measured: Option<String>,
+    /// Whether this process made it; else another instance did, or this one before its last start.
+    pub here: bool,
 }
 
 /// What one side has done.
@@ -114,8 +140,8 @@ pub struct CanarySnapshot {
     pub weight: Weight,
     /// What it has next, in percent; none after the last step.
     pub next: Option<Weight>,
-    /// Since when, on the monotonic clock, in nanoseconds.
-    pub since: Nanos,
+    /// Since when, in Unix milliseconds.
+    pub since: UnixMillis,
     /// Why.
     pub reason: Reason,
     /// What the next step waits for.
@@ -124,12 +150,17 @@ pub struct CanarySnapshot {
     pub stable: SideSnapshot,
     /// The new one.
     pub canary: SideSnapshot,
-    /// Changes so far.
+    /// Changes of this release so far, of all instances that share it.
     pub transitions: u64,
     /// Of them, those to [`Phase::Aborted`].
     pub aborts: u64,
     /// The last of them, oldest first.
     pub last: Vec<Transition>,
+    /// Whether the disk has this, for the next start.
+    pub saved: bool,
+    /// Whether the instances that share it were told of this, as of the last look; none where nothing is shared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared: Option<bool>,
     /// How often the owner was made anew.
     pub restarts: u64,
 }

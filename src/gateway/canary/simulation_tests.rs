@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::judge::Judge;
+use super::judge::{Judge, Moment};
+use super::ledger::Ledger;
 use super::stats::{Reading, SideReading};
 use super::tests::{options, percent};
 use super::*;
@@ -62,20 +63,21 @@ struct Run {
 
 /// A release with 100 requests a second that is looked at every second, until it ends or the canary has had so many requests.
 fn run(options: &CanaryOptions, most: u64, dice: &mut Dice, services: impl Fn(u64) -> (Service, Service)) -> Run {
-    const SECOND: Nanos = 1_000_000_000;
-    let mut judge = Judge::new(options, 0);
+    const SECOND: u64 = 1_000_000_000;
+    let moment = |second: u64| Moment { ticks: second * SECOND, wall: 1000 * second as i64 };
+    let mut judge = Judge::new(options, Ledger::new(options.first(), 0, 1), moment(0));
     let mut reading = Reading::default();
     for second in 0.. {
         let (stable, canary) = services(second);
-        let part = judge.standing().weight.part();
+        let part = judge.state().weight.part();
         let ours = some_of(100, part.min(1.0 - 1e-9), dice);
         canary.serve(ours, &mut reading.canary, dice);
         stable.serve(100 - ours, &mut reading.stable, dice);
-        judge.look(second * SECOND, &reading);
-        let standing = judge.standing();
+        judge.look(moment(second), &reading);
+        let state = judge.state();
         let requests = reading.canary.tally.total();
-        if matches!(standing.phase, Phase::Aborted | Phase::Promoted) || requests >= most {
-            return Run { phase: standing.phase, reason: standing.reason, requests };
+        if matches!(state.phase, Phase::Aborted | Phase::Promoted) || requests >= most {
+            return Run { phase: state.phase, reason: state.reason, requests };
         }
     }
     unreachable!("seconds do not end")

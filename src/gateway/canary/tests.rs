@@ -1,11 +1,14 @@
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::HeaderMap;
 use hyper::header::HeaderValue;
 
+use super::handle::Beginning;
+use super::keeper::Bell;
 use super::*;
-use crate::clock::{Monotonic, Stopwatch};
+use crate::clock::{Clock, Monotonic, Stopwatch};
 use crate::gateway::limit::Caller;
 
 pub(super) fn percent(percent: f64) -> Weight {
@@ -15,6 +18,7 @@ pub(super) fn percent(percent: f64) -> Weight {
 pub(super) fn options(steps: &[f64]) -> CanaryOptions {
     CanaryOptions {
         upstream: String::from("next"),
+        release: String::new(),
         weight: Weight::NONE,
         steps: steps.iter().map(|step| percent(*step)).collect(),
         interval: Duration::from_secs(60),
@@ -42,7 +46,12 @@ fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
 
 fn idle(options: &CanaryOptions) -> (Canary, Monotonic) {
     let clock = Monotonic::manual();
-    (Canary::idle("r", options, clock.clone()), clock)
+    (Canary::idle(beginning(options), clock.clone(), Clock::manual(1_800_000_000_000)), clock)
+}
+
+fn beginning(options: &CanaryOptions) -> Beginning<'_> {
+    let bell = Arc::new(Bell::new(false, 1));
+    Beginning { route: "r", release: String::from("1"), options, kept: None, bell }
 }
 
 /// So many requests to one side, of which every so manieth fails; 0 is none.
@@ -327,7 +336,8 @@ fn orders_are_followed_and_only_so_many_changes_kept() {
 async fn the_owner_looks_by_itself_and_ends_with_its_handle() {
     let arbiter = actix::Arbiter::new();
     let clock = Monotonic::system();
-    let canary = Canary::start("r", &options(&[10.0, 50.0]), clock, arbiter.handle());
+    let options = options(&[10.0, 50.0]);
+    let canary = Canary::start(beginning(&options), clock, Clock::system(), arbiter.handle());
     requests(&canary, false, 900, 100);
     requests(&canary, true, 100, 2);
     let since = Stopwatch::start();

@@ -1,6 +1,7 @@
 //! The gateway of the running server: routes, upstreams, breakers, limits and canaries.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use actix_web::web;
 use actix_web::{HttpResponse, delete, get, post};
@@ -298,6 +299,9 @@ pub async fn reset_bucket(
     Ok(cached::fresh(Forgotten { reset: limits.reset(&name, &whose.caller()) }, state.clock.now()))
 }
 
+/// How long an order waits for the disk.
+const SAVED: Duration = Duration::from_secs(1);
+
 /// What to do with a canary.
 #[derive(Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -315,7 +319,9 @@ pub enum CanaryOrder {
 /// Promotes, aborts or resumes a route's canary, or gives it a weight.
 #[utoipa::path(tag = "admin", operation_id = "admin_canary", params(("route" = String, Path, description = "A route with a canary", example = "users")),
     request_body(content = CanaryOrder, example = json!({"weight": 12.5})), security(("operator" = [])), responses(
-    (status = 200, body = Envelope<CanarySnapshot>, example = json!({"success": true, "data": {"upstream": "users-next", "weight": 12.5}, "timestamp": 1795420800})),
+    (status = 200, body = Envelope<CanarySnapshot>, example = json!({"success": true, "data": {"upstream": "users_next", "phase": "held", "weight": 12.5, "next": null, "since": 1795420800123_i64, "reason": "ordered", "waits": null,
+        "stable": {"requests": 9000, "failures": 90, "window_requests": 0, "window_failures": 0, "window_p99_us": null}, "canary": {"requests": 1000, "failures": 11, "window_requests": 0, "window_failures": 0, "window_p99_us": null},
+        "transitions": 3, "aborts": 0, "last": [{"at": 1795420800123_i64, "from": 10.0, "to": 12.5, "phase": "held", "reason": "ordered", "here": true}], "saved": true, "shared": true, "restarts": 0}, "timestamp": 1795420800})),
     (status = 401, body = ErrorEnvelope, description = "Not the operator"),
     (status = 404, body = ErrorEnvelope, description = "There is no such canary"),
 ))]
@@ -346,5 +352,7 @@ pub async fn steer_canary(
         (CanaryOrder::Weight(_), Some(weight)) => canary.set_weight(weight),
         (CanaryOrder::Weight(_), None) => {}
     }
+    // A disk that is full must not keep anybody from it: the answer says whether it was saved.
+    canary.saved(SAVED).await;
     Ok(cached::fresh(canary.snapshot(), state.clock.now()))
 }
