@@ -289,7 +289,10 @@ async fn a_thousand_reloads_drop_no_request_and_no_socket() {
     let backend = Backend::start(|_| Reply::ok("x")).forgetful();
     let sockets_at = echo_socket();
     let more = format!(
-        "[gateway.upstreams.sockets]\ntargets = [\"{sockets_at}\"]\n[[gateway.routes]]\nname = \"sockets\"\npath = \"/ws\"\nupstream = \"sockets\"\n"
+        "[gateway.upstreams.sockets]\ntargets = [\"{sockets_at}\"]\n[[gateway.routes]]\nname = \"sockets\"\npath = \"/ws\"\nupstream = \"sockets\"\n\
+         [gateway.upstreams.half]\ntargets = [\"{}\", \"127.0.0.1:1\"]\nmax_fails = 1\nfail_timeout = \"1h\"\n\
+         [[gateway.routes]]\nname = \"half\"\npath = \"/half/\"\nupstream = \"half\"\n",
+        backend.address
     );
     let first = config(&backend, 1, &more);
     let app = TestApp::with_gateway(behind_head(&first), &[]).await;
@@ -316,6 +319,26 @@ async fn a_thousand_reloads_drop_no_request_and_no_socket() {
     let breaker = format!("{}/api/v1/admin/upstreams/sockets/breaker", app.admin());
     let json_type = [("content-type", "application/json")];
     client::send("POST", &breaker, &json_type, &json!({ "state": "open" })).await;
+
+    // So do a target that is left alone for its failures, and what is in the cache.
+    let ejected = async || {
+        let all = get(&app, "upstreams").await;
+        let half = all.as_array().unwrap().iter().find(|upstream| upstream["name"] == "half").unwrap();
+        let dead =
+            half["targets"].as_array().unwrap().iter().find(|target| target["address"] == "127.0.0.1:1").unwrap();
+        (dead["ejections"].as_u64().unwrap(), dead["ejected_ms"].as_u64())
+    };
+    eventually("the dead target is left alone", async || {
+        assert_eq!(client::get(&format!("http://{gateway}/half/")).await.status, 200);
+        ejected().await.1.is_some()
+    })
+    .await;
+    let before = ejected().await;
+    let product = json!({"id": "17", "name": "Oak table", "price": "249.00"});
+    assert_eq!(client::send("POST", &format!("{}/api/v1/products", app.url), &[], &product).await.status, 201);
+    let cached = async || app.get("/api/v1/products/17").await.header("cache-status").unwrap_or_default().to_owned();
+    assert!(cached().await.contains("fwd=miss"));
+    assert!(cached().await.contains("hit"));
 
     let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let load: Vec<_> = (0..4)
@@ -353,6 +376,10 @@ async fn a_thousand_reloads_drop_no_request_and_no_socket() {
     let kept = get(&app, "upstreams").await;
     let sockets = kept.as_array().unwrap().iter().find(|upstream| upstream["name"] == "sockets").unwrap();
     assert_eq!(sockets["breaker"]["state"], "forced_open", "the breaker is kept");
+    let after = ejected().await;
+    assert!(after.0 == before.0 && after.1 <= before.1 && after.1.is_some(), "health is kept: {before:?}, {after:?}");
+    assert_eq!(client::get(&format!("http://{gateway}/half/")).await.status, 200);
+    assert!(cached().await.contains("hit"), "the cache is kept");
 }
 
 #[actix_web::test]
