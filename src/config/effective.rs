@@ -156,19 +156,57 @@ fn mask_value(key: &str, value: &mut Value) {
     }
 }
 
-/// An address without the password in it.
+/// A text without the passwords of addresses in it. Clients of databases find a password up to the last `@`, and in parameters,
+/// whatever RFC 3986 says, so it may have any of `/?#,`; only of the web's addresses is what stands behind a `/` a path.
 pub(super) fn without_password(text: &str) -> String {
-    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
-    let end = rest.find(['/', '?', ',']).unwrap_or(rest.len());
-    match rest[..end].rsplit_once('@') {
-        Some((who, host)) => {
-            let user = who.split(':').next().unwrap_or_default();
-            let colon = if who.contains(':') { ":" } else { "" };
-            let hidden = if colon.is_empty() { "" } else { HIDDEN };
-            format!("{scheme}://{user}{colon}{hidden}@{host}{}", without_password(&rest[end..]))
+    let is_scheme = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let (before, address) = rest.split_at(at + 3);
+        let scheme = before[..at].rsplit(|c| !is_scheme(c)).next().unwrap_or_default();
+        // Up to where the next address begins.
+        let end = address.find("://").map_or(address.len(), |next| address[..next].trim_end_matches(is_scheme).len());
+        let (address, behind) = address.split_at(end);
+        let authority = match scheme {
+            "http" | "https" => address.find(['/', '?', '#', ',']).unwrap_or(address.len()),
+            _ => address.len(),
+        };
+        shown.push_str(before);
+        match address[..authority].rfind('@') {
+            Some(last) => {
+                let who = &address[..last];
+                let user = who.split(':').next().unwrap_or_default();
+                shown.push_str(user);
+                if who.contains(':') {
+                    shown.push(':');
+                    shown.push_str(HIDDEN);
+                }
+                shown.push_str(&address[last..]);
+            }
+            None => shown.push_str(address),
         }
-        None => format!("{scheme}://{}{}", &rest[..end], without_password(&rest[end..])),
+        rest = behind;
     }
+    shown.push_str(rest);
+    without_parameters(&shown)
+}
+
+/// The same without `password=...`, as parameters of an address have it.
+fn without_parameters(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.to_ascii_lowercase().find("password=") {
+        let (before, value) = rest.split_at(at + "password=".len());
+        shown.push_str(before);
+        let end = value.find(['&', ' ', ',', '"']).unwrap_or(value.len());
+        if end > 0 {
+            shown.push_str(HIDDEN);
+        }
+        rest = &value[end..];
+    }
+    shown.push_str(rest);
+    shown
 }
 
 #[cfg(test)]
@@ -230,5 +268,18 @@ mod tests {
         assert_eq!(without_password("redis://u:p@h,redis://u:q@i"), "redis://u:(hidden)@h,redis://u:(hidden)@i");
         assert_eq!(without_password("https://shop.example/a@b"), "https://shop.example/a@b");
         assert_eq!(without_password("plain"), "plain");
+        assert_eq!(without_password("https://u:s3cret@shop.example/a@b"), "https://u:(hidden)@shop.example/a@b");
+        assert_eq!(
+            without_password("[\"redis://:s3cret@a:1\", \"redis://b:1\"]"),
+            "[\"redis://:(hidden)@a:1\", \"redis://b:1\"]"
+        );
+        for odd in ["s3,cret", "s3/cret", "s3?cret", "s3#cret", "s3@cret", "s3:cret"] {
+            let shown = without_password(&format!("postgres://me:{odd}@h/shop?sslmode=require"));
+            assert_eq!(shown, "postgres://me:(hidden)@h/shop?sslmode=require");
+            let shown = without_password(&format!("`mysql://me:{odd}@h/shop` is none"));
+            assert_eq!(shown, "`mysql://me:(hidden)@h/shop` is none");
+        }
+        let shown = without_password("postgres://me@h/shop?password=s3cret&sslmode=require");
+        assert_eq!(shown, "postgres://me@h/shop?password=(hidden)&sslmode=require");
     }
 }

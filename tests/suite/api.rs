@@ -8,6 +8,7 @@ use tidegate::clock::{Clock, DAY, HOUR, MINUTE};
 
 use crate::client;
 use crate::support::TestApp;
+use crate::wire::{Wire, beside};
 
 /// 2026-03-02T10:20:30Z, a Monday.
 const NOW: i64 = 1_772_446_830_000;
@@ -441,6 +442,25 @@ async fn sites_and_privacy_are_kept_apart() {
     assert_eq!(app.data("/api/v1/stats/summary?site=strict").await["page_views"], 0);
     assert_eq!(app.data("/api/v1/stats/summary?site=default").await["page_views"], 2);
     assert_eq!(app.data("/api/v1/audit").await["agree"], true);
+}
+
+#[actix_web::test]
+async fn a_proxy_on_this_machine_is_no_operator() {
+    let plain = TestApp::start().await;
+    let proxied = TestApp::with(&[("server.trusted_proxies", "[\"127.0.0.1\"]")], Clock::system()).await;
+    let (plain, proxied) = (plain.url.clone(), proxied.url.clone());
+    beside(move || {
+        let mut status = |url: &str, version: &str| {
+            let mut wire = Wire::to(url);
+            let host = url.trim_start_matches("http://");
+            wire.send(format!("GET /api/v1/export HTTP/{version}\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
+            wire.answer().unwrap().status
+        };
+        assert_eq!(status(&plain, "1.1"), 200);
+        assert_eq!(status(&plain, "1.0"), 401, "as nginx asks, of its clients saying nothing");
+        assert_eq!(status(&proxied, "1.1"), 401, "who is named as a proxy is none");
+    })
+    .await;
 }
 
 #[actix_web::test]
