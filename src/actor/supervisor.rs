@@ -93,6 +93,8 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
             A::start_in_arbiter(arbiter, move |_| factory(life))
         };
         addr.store(Some(Arc::new(launch(&arbiter))));
+        // On the actor's own arbiter: whoever starts it may be on a thread that has none.
+        let home = arbiter.clone();
         let watch = async move {
             let mut wait = SHORTEST_WAIT;
             let mut since = Stopwatch::start();
@@ -116,7 +118,7 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
                 addr.store(Some(Arc::new(launch(&arbiter))));
             }
         };
-        actix::spawn(watch);
+        home.spawn(watch);
         this
     }
 
@@ -195,6 +197,20 @@ mod tests {
             use actix::ActorContext;
             self.life.ends(Exit::Stopped);
             ctx.stop();
+        }
+    }
+
+    #[actix::test]
+    async fn it_starts_and_comes_back_from_a_thread_without_an_arbiter() {
+        let arbiter = Arbiter::new();
+        let home = arbiter.handle();
+        let start = move || Supervised::start("counter", home.clone(), |life| Counter { count: 0, life });
+        let handle = tokio::spawn(async move { start() }).await.unwrap();
+        assert!(handle.send(Panic).await.is_err());
+        let watch = Stopwatch::start();
+        while handle.send(Add).await != Ok(1) {
+            assert!(watch.elapsed() < Duration::from_secs(10), "it did not come back");
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 

@@ -1,16 +1,18 @@
 //! The handle: changes are made one after the other, and what is in force is published.
 
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::FutureExt;
 use tokio::sync::Mutex;
 
 use super::audit::{AuditEntry, AuditLog};
 use super::disk::{self, Fresh};
 use super::history::{History, How, Version};
-use super::judge::{Judge, Totals, Verdict};
+use super::judge::Judge;
 use super::{Applied, ControlError};
 use crate::clock::{Clock, Monotonic};
 use crate::config::Config;
@@ -38,13 +40,13 @@ const OF_THE_START: &[&str] = &[
 
 /// Steers a running server. Cheap to clone.
 #[derive(Clone)]
-pub struct Control(Arc<Inner>);
+pub struct Control(pub(super) Arc<Inner>);
 
-struct Inner {
-    gateway: Option<Gateway>,
+pub(super) struct Inner {
+    pub gateway: Option<Gateway>,
     clock: Clock,
-    ticks: Monotonic,
-    options: AdminOptions,
+    pub ticks: Monotonic,
+    pub options: AdminOptions,
     audit: AuditLog,
     /// What the process was started with.
     start: Arc<Config>,
@@ -52,16 +54,20 @@ struct Inner {
     config: ArcSwap<Config>,
     /// What requests see of it.
     live: LiveConfig,
-    state: Mutex<State>,
+    pub state: Mutex<State>,
 }
 
-struct State {
-    history: History,
+pub(super) struct State {
+    pub history: History,
     /// The file's text as it was last dealt with, taken or refused.
-    seen: Option<String>,
+    pub seen: Option<String>,
     /// A text that was there at the last look: it is taken when it is there at the next one too, and so whole.
-    coming: Option<String>,
-    judge: Judge,
+    pub coming: Option<String>,
+    pub judge: Judge,
+    /// What was in force before the first change that is not yet known to be good: there it goes back to.
+    pub good: Option<u64>,
+    /// Why it could not go back, or take the file, as it was last told.
+    pub told: Option<String>,
 }
 
 impl std::fmt::Debug for Control {
@@ -90,7 +96,7 @@ pub fn make_up(config: &Config) -> Result<bool, ControlError> {
     let history = History::open(&folder).map_err(disk_error("the history of the config"))?;
     let now = config.origin.text()?;
     let Some((version, text)) = history.owed(now.as_deref()) else { return Ok(false) };
-    let written = disk::write(file, text.as_bytes(), mode_of(file));
+    let written = disk::write(&really(file), text.as_bytes(), mode_of(file));
     match &written {
         Ok(()) => log::warn!("config: the file is at version {version} now, which was in force when the server died"),
         // It may be managed by others.
@@ -102,6 +108,11 @@ pub fn make_up(config: &Config) -> Result<bool, ControlError> {
 
 fn disk_error(what: &'static str) -> impl FnOnce(std::io::Error) -> ControlError {
     move |error| ControlError::Disk { what, error }
+}
+
+/// Where the config file really is: a link to it stays a link.
+fn really(file: &Path) -> std::path::PathBuf {
+    std::fs::canonicalize(file).unwrap_or_else(|_| file.to_owned())
 }
 
 fn mode_of(file: &Path) -> u32 {
@@ -138,7 +149,7 @@ impl Control {
             };
             history.add(version, text.clone()).map_err(of_history())?;
         }
-        let state = State { history, seen: text, coming: None, judge: Judge::default() };
+        let state = State { history, seen: text, coming: None, judge: Judge::default(), good: None, told: None };
         let ticks = gateway.as_ref().map_or_else(Monotonic::system, |gateway| gateway.clock().clone());
         let inner = Inner {
             gateway,
@@ -157,7 +168,10 @@ impl Control {
             loop {
                 tokio::time::sleep(LOOK).await;
                 let Some(inner) = weak.upgrade() else { break };
-                Self(inner).look().await;
+                // Whatever goes wrong with one file must not leave the next one unread, and harm unseen.
+                if AssertUnwindSafe(Self(inner).look()).catch_unwind().await.is_err() {
+                    log::error!("config: looking after it panicked; it goes on");
+                }
             }
         });
         Ok(this)
@@ -218,9 +232,14 @@ impl Control {
         let origin = &self.config().origin;
         let file = origin.file.clone().ok_or(ControlError::NoFile)?;
         let config = origin.with_foreign(name, text.clone())?;
+        // Somebody's edit that is not yet in force would be lost without a word.
+        if origin.text()? != state.seen {
+            return Err(ControlError::FileChanged);
+        }
         let coming = Coming { config, text: Some(text.clone()), who: who.to_owned(), how: How::Api, reason: None };
         // Before anything is changed: a file that cannot be written is a change that cannot be made.
-        let fresh = Fresh::write(&file, text.as_bytes(), mode_of(&file)).map_err(disk_error("the config file"))?;
+        let fresh =
+            Fresh::write(&really(&file), text.as_bytes(), mode_of(&file)).map_err(disk_error("the config file"))?;
         let written = self.bring_and_place(&mut state, coming, Some((fresh, text)));
         written.and_then(|(applied, placed)| placed.map(|()| applied).map_err(disk_error("the config file")))
     }
@@ -231,32 +250,33 @@ impl Control {
     /// When there is none, or it cannot be put in force any more.
     pub async fn rollback(&self, to: Option<u64>, who: &str) -> Result<Applied, ControlError> {
         let mut state = self.0.state.lock().await;
-        self.go_back(&mut state, to, who, How::Rollback, None)
-    }
-
-    fn go_back(
-        &self,
-        state: &mut State,
-        to: Option<u64>,
-        who: &str,
-        how: How,
-        reason: Option<String>,
-    ) -> Result<Applied, ControlError> {
         let to = match to {
             Some(to) => to,
-            None => state.before().ok_or(ControlError::NothingBefore)?,
+            None => self.before(&state).ok_or(ControlError::NothingBefore)?,
         };
+        self.go_back(&mut state, to, who, How::Rollback, format!("back to version {to}"))
+    }
+
+    pub(super) fn go_back(
+        &self,
+        state: &mut State,
+        to: u64,
+        who: &str,
+        how: How,
+        reason: String,
+    ) -> Result<Applied, ControlError> {
         let text = state.history.text(to).ok_or(ControlError::NoVersion(to))?;
         let origin = self.config().origin.clone();
         let config = match &text {
             Some(text) => origin.with_foreign(&format!("version {to}"), text.clone())?,
             None => origin.read()?,
         };
-        let reason = Some(reason.unwrap_or_else(|| format!("back to version {to}")));
-        let coming = Coming { config, text: text.clone(), who: who.to_owned(), how, reason };
+        let coming = Coming { config, text: text.clone(), who: who.to_owned(), how, reason: Some(reason) };
+        let is_seen = origin.text().is_ok_and(|now| now == state.seen);
         let fresh = match (&origin.file, text) {
+            (Some(_), Some(_)) if !is_seen => Err(std::io::Error::other("somebody has changed it meanwhile")),
             (Some(file), Some(text)) => {
-                Fresh::write(file, text.as_bytes(), mode_of(file)).map(|fresh| Some((fresh, text)))
+                Fresh::write(&really(file), text.as_bytes(), mode_of(file)).map(|fresh| Some((fresh, text)))
             }
             _ => Ok(None),
         };
@@ -280,7 +300,14 @@ impl Control {
         fresh: Option<(Fresh, String)>,
     ) -> Result<(Applied, std::io::Result<()>), ControlError> {
         let Some((fresh, text)) = fresh else { return Ok((self.bring(state, coming)?, Ok(()))) };
-        let promised = state.history.promise(state.seen.as_deref()).map_err(disk_error("the history of the config"));
+        let promised = match state.history.promise(state.seen.as_deref()) {
+            // Harm does not wait for room on a disk.
+            Err(error) if coming.how == How::Automatic => {
+                fresh.discard();
+                return Ok((self.bring(state, coming)?, Err(error)));
+            }
+            promised => promised.map_err(disk_error("the history of the config")),
+        };
         let applied = match promised.and_then(|()| self.bring(state, coming)) {
             Ok(applied) => applied,
             Err(error) => {
@@ -299,16 +326,22 @@ impl Control {
         Ok((applied, placed.and(settled)))
     }
 
-    fn take_file(&self, state: &mut State, who: &str, how: How) -> Result<Applied, ControlError> {
+    pub(super) fn take_file(&self, state: &mut State, who: &str, how: How) -> Result<Applied, ControlError> {
         let origin = self.config().origin.clone();
         let text = origin.text()?;
-        state.seen.clone_from(&text);
-        state.coming = None;
         let config = match &text {
-            Some(text) => origin.with_text(text.clone())?,
-            None => origin.read()?,
+            Some(text) => origin.with_text(text.clone()),
+            None => origin.read(),
         };
-        self.bring(state, Coming { config, text, who: who.to_owned(), how, reason: None })
+        let taken = config.map_err(ControlError::from).and_then(|config| {
+            self.bring(state, Coming { config, text: text.clone(), who: who.to_owned(), how, reason: None })
+        });
+        // What only the disk did not take is tried again.
+        if !matches!(taken, Err(ControlError::Disk { .. })) {
+            state.seen = text;
+            state.coming = None;
+        }
+        taken
     }
 
     /// Brings a config into force, as far as a running process can.
@@ -322,6 +355,7 @@ impl Control {
         if changes.is_empty() {
             return Ok(Applied { version: state.version(), changes, restart });
         }
+        let (outgoing, were) = (state.version(), self.totals());
         if let Some(gateway) = &inner.gateway {
             gateway.apply(config.gateway.clone()).map_err(|error| ControlError::Start(error.to_string()))?;
         }
@@ -344,8 +378,15 @@ impl Control {
         });
         let version = match kept {
             Ok(version) => version,
+            // But harm does not wait for room on a disk.
+            Err(error) if how == How::Automatic => {
+                log::error!("config: {error}; what was good is in force again, but not after the next start");
+                outgoing
+            }
             Err(error) => {
                 // What cannot be told of and taken back is not done.
+                let undone = AuditEntry { action: "config.undone", ..entry };
+                let _ = self.write(&undone);
                 if let Some(gateway) = &inner.gateway
                     && let Err(error) = gateway.apply(before.gateway.clone())
                 {
@@ -358,8 +399,12 @@ impl Control {
         let config = Arc::new(config);
         inner.config.store(config.clone());
         inner.live.publish(config.live.clone());
-        if how != How::Automatic && is_version {
-            state.judge.changed(inner.ticks.now(), self.totals());
+        if how == How::Automatic {
+            state.judge.taken_back();
+            state.good = None;
+        } else if is_version {
+            state.judge.changed(inner.ticks.now(), &were, self.totals());
+            state.good.get_or_insert(outgoing);
         }
         log::info!("config: version {version} is in force, by {who}: {} settings changed", changes.len());
         if !restart.is_empty() {
@@ -367,54 +412,11 @@ impl Control {
         }
         Ok(Applied { version, changes, restart })
     }
-
-    fn totals(&self) -> Totals {
-        let (requests, failed) = self.0.gateway.as_ref().map_or((0, 0), Gateway::totals);
-        Totals { requests, failed }
-    }
-
-    /// Looks at the file and at errors.
-    async fn look(&self) {
-        let mut state = self.0.state.lock().await;
-        let verdict = state.judge.look(self.0.ticks.now(), self.totals(), &self.0.options);
-        if let Verdict::Harmful { before, after } = verdict {
-            let reason = format!(
-                "{:.1} % of requests failed after version {}, {:.1} % before",
-                100.0 * after,
-                state.version(),
-                100.0 * before
-            );
-            log::error!("config: {reason}; it is taken back");
-            if let Err(error) = self.go_back(&mut state, None, "the server", How::Automatic, Some(reason)) {
-                log::error!("config: it cannot be taken back: {error}");
-            }
-            return;
-        }
-        if !self.0.options.watch_file || self.config().origin.file.is_none() {
-            return;
-        }
-        // A file that is not there is about to be replaced, or will be missed at the next start.
-        let Ok(text) = self.config().origin.text() else { return };
-        if text == state.seen {
-            state.coming = None;
-        } else if text != state.coming {
-            state.coming = text;
-        } else if let Err(error) = self.take_file(&mut state, "the file", How::File) {
-            log::error!("config: the file was changed and is not taken:\n{error}");
-        }
-    }
 }
 
 impl State {
-    fn version(&self) -> u64 {
+    pub fn version(&self) -> u64 {
         self.history.latest().map_or(0, |latest| latest.version)
-    }
-
-    /// The latest version before the one in force that says something else.
-    fn before(&self) -> Option<u64> {
-        let current = self.history.text(self.version());
-        let earlier = self.history.versions().iter().rev().skip(1);
-        earlier.map(|version| version.version).find(|version| self.history.text(*version) != current)
     }
 }
 

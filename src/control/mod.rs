@@ -12,6 +12,7 @@ mod history;
 mod judge;
 #[cfg(test)]
 mod kill_tests;
+mod watch;
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -53,6 +54,9 @@ pub enum ControlError {
     /// Somebody changed it in between.
     #[error("the config is at version {0}; read it again")]
     Conflict(u64),
+    /// Somebody edited the file, which is not read yet.
+    #[error("the config file was changed and is not read yet; reload it first, or wait a moment")]
+    FileChanged,
     /// There is no file to keep it in.
     #[error("the server was started without --config FILE, so there is no file to change")]
     NoFile,

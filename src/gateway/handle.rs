@@ -16,7 +16,7 @@ use super::limit::Limits;
 use super::metrics::{Metrics, RouteMetrics};
 use super::options::GatewayOptions;
 use super::stale::StaleStore;
-use super::table::{Owners, StartError, Table};
+use super::table::{Owners, Route, StartError, Table};
 use crate::clock::{Clock, Monotonic};
 
 /// The gateway. Cheap to clone.
@@ -143,11 +143,15 @@ impl Gateway {
         &self.0.stale
     }
 
-    /// Requests that were answered so far, and those of them that failed (500 and above), along the routes of now.
-    pub fn totals(&self) -> (u64, u64) {
+    /// Of each route of now: its name, requests so far, and those of them that failed (500 and above, or no answer before the
+    /// client left).
+    pub fn totals(&self) -> Vec<(String, u64, u64)> {
         let table = self.0.table.load();
-        let each = table.routes.iter().map(|route| route.metrics.totals());
-        each.fold((0, 0), |(all, failed), (more, of_them)| (all + more, failed + of_them))
+        let one = |route: &Arc<Route>| {
+            let ((requests, failed), cancelled) = (route.metrics.totals(), route.metrics.cancelled());
+            (route.options.name.clone(), requests + cancelled, failed + cancelled)
+        };
+        table.routes.iter().map(one).collect()
     }
 
     /// Time that only goes forward.

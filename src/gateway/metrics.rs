@@ -112,6 +112,11 @@ impl RouteMetrics {
         (answered.iter().map(IntCounter::get).sum(), self.requests[4].get())
     }
 
+    /// Requests whose client left before there was an answer.
+    pub fn cancelled(&self) -> u64 {
+        self.requests[5].get()
+    }
+
     /// Adds a request.
     pub fn observe(&self, observed: &Observed) {
         let class = match observed.status {

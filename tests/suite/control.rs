@@ -12,7 +12,7 @@ use crate::backend::{Backend, Reply};
 use crate::client;
 use crate::support::{Answer, Process, TestApp, eventually, within};
 
-fn config(backend: &Backend, retries: u32, more: &str) -> String {
+pub fn config(backend: &Backend, retries: u32, more: &str) -> String {
     format!(
         "[gateway]\nlisten = \"127.0.0.1:0\"\n[gateway.limits.few]\nby = [\"address\"]\nlimit = 100\nperiod = \"1d\"\nburst = 5\n\
          [gateway.upstreams.a]\ntargets = [\"{}\"]\n[[gateway.routes]]\nname = \"few\"\npath = \"/few/\"\nupstream = \"a\"\nlimits = [\"few\"]\n\
@@ -22,21 +22,21 @@ fn config(backend: &Backend, retries: u32, more: &str) -> String {
 }
 
 /// The same without its first two lines, as `TestApp` has them.
-fn behind_head(text: &str) -> &str {
+pub fn behind_head(text: &str) -> &str {
     text.splitn(3, '\n').nth(2).unwrap()
 }
 
-async fn post(app: &TestApp, path: &str, body: &str) -> Answer {
+pub async fn post(app: &TestApp, path: &str, body: &str) -> Answer {
     client::post(&format!("{}/api/v1/admin/{path}", app.admin()), &[], body.as_bytes().to_vec()).await
 }
 
-async fn get(app: &TestApp, path: &str) -> Value {
+pub async fn get(app: &TestApp, path: &str) -> Value {
     let answer = client::get(&format!("{}/api/v1/admin/{path}", app.admin())).await;
     assert_eq!(answer.status, 200, "{path}: {}", answer.text());
     answer.json()["data"].clone()
 }
 
-fn file(app: &TestApp) -> std::path::PathBuf {
+pub fn file(app: &TestApp) -> std::path::PathBuf {
     app.folder.path().join("tidegate.toml")
 }
 

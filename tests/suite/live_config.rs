@@ -140,6 +140,7 @@ async fn every_setting_that_is_followed_is() {
     assert_eq!(visitors("before").await, 1);
     change(&app, "[server]\ntrusted_proxies = [\"127.0.0.0/8\"]").await;
     assert_eq!(visitors("behind").await, 2);
+    change(&app, "").await;
 
     let export = format!("{}/api/v1/export", app.url);
     let bearer = |key: &str| format!("Bearer {key}");

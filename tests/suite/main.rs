@@ -32,6 +32,7 @@ mod overload;
 mod owners;
 mod popularity;
 mod real_input;
+mod reload;
 mod services;
 mod shared;
 mod shared_faults;

@@ -29,7 +29,7 @@ impl From<ControlError> for ApiError {
     fn from(error: ControlError) -> Self {
         match error {
             ControlError::Invalid(mistakes) => ApiError::InvalidConfig(mistakes.to_string()),
-            ControlError::Conflict(_) => ApiError::PreconditionFailed(error.to_string()),
+            ControlError::Conflict(_) | ControlError::FileChanged => ApiError::PreconditionFailed(error.to_string()),
             ControlError::NoVersion(_) | ControlError::NothingBefore => ApiError::NotFound(
                 "there is no such version in the history; GET /api/v1/admin/config/history lists them",
             ),
