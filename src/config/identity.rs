@@ -58,6 +58,8 @@ section! {
         issuer: String = String::new(),
         /// Where its keys are.
         jwks_url: String = String::new(),
+        /// Whether they may come over plain HTTP from another machine.
+        insecure: bool = false,
         /// Whom its tokens must be for.
         audience: String = String::new(),
         /// What they may be signed with.
@@ -143,8 +145,14 @@ fn one(raw: &Issuer, at: &str, bad: &mut impl FnMut(&str, String)) -> Option<Iss
         no("audience", String::from("it must be what the tokens' aud says; without, tokens for others would be taken"));
     }
     let jwks = JwksUrl::parse(&raw.jwks_url);
-    if jwks.is_none() {
-        no("jwks_url", String::from("it must be like https://login.example/.well-known/jwks.json"));
+    match &jwks {
+        None => no("jwks_url", String::from("it must be like https://login.example/.well-known/jwks.json")),
+        Some(url) if !url.tls && !url.is_loopback() && !raw.insecure => {
+            let why = "it must begin with https://, as over http:// whoever is on the way can put keys of his own there and \
+                       be anybody; in a network where nobody is, say insecure = true";
+            no("jwks_url", String::from(why));
+        }
+        Some(_) => {}
     }
     let algorithms: Vec<_> = raw.algorithms.iter().filter_map(|name| algorithm(name)).collect();
     if algorithms.is_empty() || algorithms.len() != raw.algorithms.len() {
@@ -214,6 +222,11 @@ mod tests {
             ),
             (format!("[[issuers]]\n{whole}[[issuers]]\n{whole}"), "identity.issuers.#2.issuer"),
             (format!("[[issuers]]\n{}", whole.replace("https", "ldap")), "identity.issuers.#1.jwks_url"),
+            (format!("[[issuers]]\n{}", whole.replace("https://a/", "http://login/")), "identity.issuers.#1.jwks_url"),
+            (
+                format!("[[issuers]]\n{}", whole.replace("https://a/", "http://10.1.2.3/")),
+                "identity.issuers.#1.jwks_url",
+            ),
             (format!("[[issuers]]\n{}", whole.replace("EdDSA", "HS256")), "identity.issuers.#1.algorithms"),
             (format!("[[issuers]]\n{}", whole.replace("EdDSA", "none")), "identity.issuers.#1.algorithms"),
             (format!("[[issuers]]\n{}", whole.replace("\"b\"", "\"\"")), "identity.issuers.#1.audience"),
@@ -223,6 +236,10 @@ mod tests {
         ] {
             let (_, found) = check(&text);
             assert!(found.iter().any(|at| at == key), "{text}: {found:?}");
+        }
+        for (url, more) in [("http://127.0.0.1:80/", ""), ("http://[::1]/", ""), ("http://login/", "insecure = true")] {
+            let text = format!("[[issuers]]\n{}{more}", whole.replace("https://a/", url));
+            assert_eq!(check(&text).1, Vec::<String>::new(), "{text}");
         }
         assert!(toml::from_str::<Identity>("isuer = \"a\"").is_err());
     }

@@ -17,7 +17,7 @@ use crate::catalog::FieldError;
 use crate::identity::{AccountView, Network, Registration, Tokens};
 
 /// The longest body, in bytes.
-const MAX_BODY: usize = 16 << 10;
+pub(super) const MAX_BODY: usize = 16 << 10;
 
 /// Who wants an account.
 #[derive(ToSchema)]
@@ -183,6 +183,7 @@ pub async fn refresh(state: web::Data<State>, body: Bytes) -> Result<HttpRespons
     (status = 400, body = ErrorEnvelope, description = "The body is no object"),
     (status = 401, body = ErrorEnvelope, description = "There is neither a body nor a valid access token"),
     (status = 413, body = ErrorEnvelope, description = "More than 16 KiB"),
+    (status = 422, body = ErrorEnvelope, description = "There is a body, and refresh_token is missing in it"),
     (status = 503, body = ErrorEnvelope, description = "The database is busy or away; Retry-After"),
 ))]
 #[post("/api/v1/auth/logout")]

@@ -49,7 +49,7 @@ pub async fn envelope<B: MessageBody + 'static>(
         None if status == StatusCode::NOT_FOUND && !elsewhere.is_empty() => {
             ApiError::MethodNotAllowed.render(&id, now.div_euclid(1000))
         }
-        None => foreign(status, answer.response().error()).render(&id, now.div_euclid(1000)),
+        None => foreign(status, answer.request().path(), answer.response().error()).render(&id, now.div_euclid(1000)),
     };
     if rendered.status() == StatusCode::METHOD_NOT_ALLOWED
         && let Ok(allowed) = HeaderValue::from_str(&elsewhere)
@@ -94,10 +94,11 @@ pub async fn known_methods<B: MessageBody + 'static>(
 }
 
 /// An error that the framework found.
-fn foreign(status: StatusCode, error: Option<&Error>) -> ApiError {
+fn foreign(status: StatusCode, path: &str, error: Option<&Error>) -> ApiError {
     match status {
         StatusCode::NOT_FOUND => ApiError::NotFound("there is nothing at this path; see /docs/"),
         StatusCode::METHOD_NOT_ALLOWED => ApiError::MethodNotAllowed,
+        StatusCode::PAYLOAD_TOO_LARGE if path.starts_with("/api/v1/auth/") => ApiError::TooLarge(super::auth::MAX_BODY),
         // Of products; events have a limit of their own.
         StatusCode::PAYLOAD_TOO_LARGE => ApiError::TooLarge(super::catalog_write::MAX_PRODUCT),
         status if status.is_client_error() => {

@@ -227,7 +227,7 @@ impl Identity {
     /// [`IdentityError::Credentials`], [`IdentityError::TooMany`]; or when the database or the hashing is busy.
     pub async fn login(&self, login: &str, password: &str, network: Network) -> Result<Tokens, IdentityError> {
         let inner = &self.inner;
-        inner.ready()?;
+        inner.may_issue().await?;
         let Some(name) = names::normal(login).filter(|_| names::may_be_password(password)) else {
             // There can be no such account.
             inner.count_login(1);
@@ -257,7 +257,7 @@ impl Identity {
     /// [`IdentityError::RefreshToken`]; or when the database is busy.
     pub async fn refresh(&self, token: &str) -> Result<Tokens, IdentityError> {
         let inner = &self.inner;
-        inner.ready()?;
+        inner.may_issue().await?;
         let hash = hash_of(token).ok_or(IdentityError::RefreshToken)?;
         let next = RefreshToken::new()?;
         let rotate = Rotate { hash, next: next.hash.clone(), lifetime: millis(inner.options.refresh_lifetime) };

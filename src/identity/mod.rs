@@ -2,7 +2,8 @@
 //!
 //! [`Identity`] is what others see. Whom a request is from is read from what is published in this process: the public keys
 //! of all instances, those of other issuers, and the table of API keys, each refreshed in the background. The database is
-//! asked when somebody registers, logs in, refreshes or logs out.
+//! asked by what is for accounts: registering, logging in, refreshing, logging out, `me`, sessions, a new password, deleting.
+//! Beyond that one request in a second asks it at most: one whose token is of a key of ours that is not known here.
 
 mod accounts;
 mod api_key;
@@ -24,6 +25,7 @@ mod session;
 mod store;
 mod tend;
 mod token;
+mod unknown;
 
 pub use accounts::{AccountView, Tokens};
 pub use api_key::{ApiKey, is_shown_id};

@@ -114,6 +114,12 @@ impl JwksUrl {
         Some(Self { tls, host, port, path })
     }
 
+    /// Whether nobody but this machine is on the way there.
+    pub fn is_loopback(&self) -> bool {
+        let address = self.host.parse::<std::net::IpAddr>();
+        address.map_or_else(|_| self.host.eq_ignore_ascii_case("localhost"), |address| address.is_loopback())
+    }
+
     /// As in `Host`.
     pub(super) fn authority(&self) -> String {
         if self.host.contains(':') {
@@ -147,6 +153,19 @@ mod tests {
         );
         let url = JwksUrl::parse("http://[::1]:8080").unwrap();
         assert_eq!((url.tls, url.authority().as_str(), url.path.as_str()), (false, "[::1]:8080", "/"));
+        for (url, here) in [
+            ("http://127.0.0.1/", true),
+            ("http://127.9.9.9:80/", true),
+            ("http://[::1]/", true),
+            ("http://LocalHost/", true),
+            ("http://10.0.0.1/", false),
+            ("http://[::2]/", false),
+            ("http://localhost.example/", false),
+            ("http://127.0.0.1.example/", false),
+            ("http://login/", false),
+        ] {
+            assert_eq!(JwksUrl::parse(url).unwrap().is_loopback(), here, "{url}");
+        }
         for bad in ["", "/keys", "ftp://a/keys", "https://", "https://u:p@a/keys", "login.example/keys"] {
             assert_eq!(JwksUrl::parse(bad), None, "{bad}");
         }

@@ -64,6 +64,7 @@ impl Identity {
         network: Network,
     ) -> Result<Tokens, IdentityError> {
         let (id, _) = of(principal)?;
+        self.inner.may_issue().await?;
         let account = self.own(id).await?;
         if let Some(message) = names::unfit_password(new, &account.login, account.email.as_deref()) {
             return Err(IdentityError::Invalid(vec![BadField { field: "new_password", message }]));

@@ -33,6 +33,7 @@ use super::random;
 use super::ring::{Retired, Ring, verifying};
 use super::store::Mark;
 use super::token::{Sent, VerifyingKey, outline, sent, sign, verify};
+use super::unknown::Unknown;
 use crate::clock::{Clock, UnixMillis};
 use crate::database::Database;
 
@@ -70,7 +71,11 @@ pub(super) struct Inner {
     verified: Verified,
     /// When the database was asked for a key of ours that is not known.
     asked_at: AtomicI64,
-    pub syncing: tokio::sync::Mutex<()>,
+    /// Keys of ours that are not known.
+    pub unknown: Mutex<Unknown>,
+    pub syncing: Arc<tokio::sync::Mutex<()>>,
+    /// Keys of this instance that others can find in the database: no other may sign what they are to take.
+    pub handed: ArcSwap<Vec<String>>,
     /// Whether the database was read the last time that was tried, and when it was read last.
     pub synced: AtomicBool,
     pub synced_at: AtomicI64,
@@ -165,7 +170,9 @@ impl Identity {
             issuers,
             verified: Verified::new(),
             asked_at: AtomicI64::new(UnixMillis::MIN / 2),
-            syncing: tokio::sync::Mutex::default(),
+            unknown: Mutex::new(Unknown::new()),
+            syncing: Arc::default(),
+            handed: ArcSwap::default(),
             synced: AtomicBool::new(false),
             synced_at: AtomicI64::new(clock.now()),
             stuck: AtomicBool::new(false),
@@ -298,7 +305,10 @@ impl Inner {
             });
         }
         let (key, generation) = (Verified::key(token), self.generation.load(Ordering::Acquire));
-        if let Some(principal) = self.verified.get(&key, generation, now) {
+        // An issuer's keys may have come to the end of their time, and then nothing moves the generation.
+        if let Some(principal) =
+            self.verified.get(&key, generation, now).filter(|principal| self.believed(principal, now))
+        {
             self.tally.cached.fetch_add(1, Ordering::Relaxed);
             return Some(Ok(principal));
         }
@@ -307,6 +317,12 @@ impl Inner {
             self.verified.put(key, generation, principal.clone());
         }
         Some(done.map_err(Rejection::Invalid))
+    }
+
+    /// Whether whoever vouched for somebody is still believed.
+    fn believed(&self, principal: &Principal, now: UnixMillis) -> bool {
+        let Proof::Issuer(name) = &principal.proof else { return true };
+        self.issuers.iter().find(|issuer| *issuer.options.issuer == **name).is_some_and(|issuer| issuer.usable(now))
     }
 
     fn verify_known(&self, token: &str, now: UnixMillis) -> Option<Result<Arc<Principal>, &'static str>> {
@@ -329,26 +345,38 @@ impl Inner {
         Some(verify_foreign(token, &key, issuer, now))
     }
 
-    async fn ask(&self, token: &str) -> Result<Arc<Principal>, Rejection> {
+    async fn ask(self: &Arc<Self>, token: &str) -> Result<Arc<Principal>, Rejection> {
         let outline = outline(token).map_err(Rejection::Invalid)?;
         if let Some(issuer) = self.issuers.iter().find(|issuer| issuer.options.issuer == outline.issuer) {
             let key = issuer.key(outline.kid.as_deref()).await?;
             return verify_foreign(token, &key, issuer, self.clock.now()).map_err(Rejection::Invalid);
         }
         // Another instance may have made it a moment ago.
+        let kid = outline.kid.as_deref();
+        let before = {
+            let mut unknown = self.unknown.lock();
+            unknown.see(kid);
+            unknown.begun()
+        };
+        let held = self.syncing.clone().lock_owned().await;
+        // Somebody may have read them while this one waited, or less than a second ago.
         let now = self.clock.now();
-        let before = self.asked_at.load(Ordering::Relaxed);
-        let may = now.saturating_sub(before) >= UNKNOWN
-            && self.asked_at.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        let may = self.unknown.lock().begun() == before
+            && now.saturating_sub(self.asked_at.load(Ordering::Relaxed)) >= UNKNOWN;
         if may {
-            let _ = self.sync().await;
+            self.asked_at.store(now, Ordering::Relaxed);
+            let inner = self.clone();
+            // It belongs to nobody: who hangs up must not have used up the question for those who wait.
+            let syncing = tokio::spawn(async move { inner.sync_holding(held).await });
+            drop(syncing.await);
         } else {
-            // Somebody asks right now, or did less than a second ago.
-            let _held = self.syncing.lock().await;
+            drop(held);
         }
-        match self.verify_known(token, now) {
+        match self.verify_known(token, self.clock.now()) {
             Some(done) => done.map_err(Rejection::Invalid),
-            None if self.synced.load(Ordering::Acquire) => Err(Rejection::Invalid("unknown_key")),
+            None if self.synced.load(Ordering::Acquire) && self.unknown.lock().answered(kid) => {
+                Err(Rejection::Invalid("unknown_key"))
+            }
             // It may be another instance's, made while nobody could tell us.
             None => Err(Rejection::Unavailable { retry_after: Duration::from_secs(1) }),
         }

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, watch};
 
 use super::api_key::Keys;
 use super::error::IdentityError;
@@ -80,22 +80,50 @@ async fn tend(weak: Weak<Inner>, mut stopping: watch::Receiver<bool>) {
 impl Inner {
     /// Hands our public keys to the other instances, and takes theirs and the API keys.
     pub async fn sync(&self) -> Result<(), IdentityError> {
-        let _one = self.syncing.lock().await;
+        self.sync_holding(self.syncing.clone().lock_owned().await).await
+    }
+
+    /// The same, by who holds the lock already.
+    pub async fn sync_holding(&self, _one: OwnedMutexGuard<()>) -> Result<(), IdentityError> {
+        let reading = self.unknown.lock().begin();
         let done = self.sync_alone().await;
         if done.is_ok() {
             self.synced_at.store(self.clock.now(), Ordering::Relaxed);
+            self.unknown.lock().succeeded(reading);
         }
         self.synced.store(done.is_ok(), Ordering::Release);
         done
     }
 
+    /// Sees to it that what is signed now can be verified by every instance: the key that signs must be in the database. It is
+    /// not there yet if the database came late, or was away for as long as a key signs.
+    pub async fn may_issue(&self) -> Result<(), IdentityError> {
+        self.ready()?;
+        if self.is_handed() {
+            return Ok(());
+        }
+        let held = self.syncing.clone().lock_owned().await;
+        // Somebody may have seen to it while this one waited.
+        if !self.is_handed() {
+            self.sync_holding(held).await?;
+        }
+        if self.is_handed() { Ok(()) } else { Err(IdentityError::NotReady) }
+    }
+
+    fn is_handed(&self) -> bool {
+        let signing = self.signing.load();
+        self.handed.load().contains(&signing.ring.active.kid)
+    }
+
     async fn sync_alone(&self) -> Result<(), IdentityError> {
         let ours = self.public_keys();
+        let kids = ours.iter().map(|key| key.kid.clone()).collect();
         let all = self.database.run(AllKeys).await?;
         let missing: Vec<_> = ours.into_iter().filter(|key| !all.contains(key)).collect();
         if !missing.is_empty() {
             self.database.run(PublishKeys(missing)).await?;
         }
+        self.handed.store(Arc::new(kids));
         self.others.store(Arc::new(all));
         self.publish();
         let mark = *self.mark.lock();

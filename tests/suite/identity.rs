@@ -197,8 +197,18 @@ async fn bodies_that_make_no_sense_are_told_without_what_they_say() {
             assert!(!answer.text().contains("hunter2"), "{}", answer.text());
         }
         let long = format!("{{\"login\":\"{}\"}}", "a".repeat(20_000));
-        assert_eq!(client::post(&path(name), &[], long.into()).await.status, 413, "{name}");
+        let refused = client::post(&path(name), &[], long.into()).await;
+        assert_eq!(refused.status, 413, "{name}");
+        // One that is too long for any endpoint is told the limit of this one too.
+        let longer = client::post(&path(name), &[], vec![b' '; (1 << 20) + 1]).await;
+        let message = |answer: &Answer| answer.json()["error"]["message"].clone();
+        assert_eq!((longer.status, message(&longer)), (413, message(&refused)), "{name}");
+        assert!(message(&longer).to_string().contains("16384"), "{}", longer.text());
     }
+    let answer = post(&app.url, "logout", &json!({})).await;
+    assert_eq!(code(&answer), coded(422, "validation_failed"));
+    let document = app.get("/openapi.json").await.json();
+    assert!(document["paths"]["/api/v1/auth/logout"]["post"]["responses"]["422"].is_object());
     for field in ["login", "password"] {
         let mut body = json!({"login": "joe", "password": PASSWORD});
         body[field] = json!(["hunter2"]);
@@ -394,7 +404,16 @@ async fn forged_tokens_are_refused_at_once_and_alike() {
     let taken = fastest(&token).await;
     let mut slowest = (Duration::ZERO, "");
     for (what, forged) in &table {
-        let answer = me(&app.url, forged).await;
+        let mut answer = me(&app.url, forged).await;
+        if *what == "a kid that is SQL" {
+            // Another instance's key may have such a name until it was looked for, which was done a moment ago for another.
+            let begun = Instant::now();
+            while code(&answer) == coded(503, "unavailable") && begun.elapsed() < Duration::from_secs(5) {
+                assert_eq!(answer.header("retry-after"), Some("1"));
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                answer = me(&app.url, forged).await;
+            }
+        }
         assert_eq!(code(&answer), coded(401, "unauthorized"), "{what}: {}", answer.text());
         assert_eq!(answer.header("www-authenticate"), Some("Bearer"), "{what}");
         slowest = slowest.max((fastest(forged).await, what));
@@ -672,10 +691,14 @@ async fn another_issuers_tokens_are_taken_also_while_its_keys_change_and_its_ser
         assert_eq!(status.await.unwrap(), 200);
     }
     assert_eq!(server.asked.load(Ordering::SeqCst), before + 1, "one question for all of them");
-    for n in 0..300 {
-        assert_eq!(me(&app.url, &new.token(&format!("unknown{n}"), &claims(NOON, &[]))).await.status, 401);
+    for (asked, refused) in [(1, coded(503, "unavailable")), (2, coded(401, "unauthorized"))] {
+        for n in 0..300 {
+            let answer = me(&app.url, &new.token(&format!("unknown{n}"), &claims(NOON, &[]))).await;
+            assert_eq!(code(&answer), refused, "{n}");
+        }
+        assert_eq!(server.asked.load(Ordering::SeqCst), before + asked, "a flood of unknown keys asks no more");
+        clock.advance(Duration::from_secs(10));
     }
-    assert_eq!(server.asked.load(Ordering::SeqCst), before + 1, "a flood of unknown keys asks nothing");
 
     // It falls silent: an hour changes nothing for the keys that are known.
     server.silent.store(true, Ordering::SeqCst);

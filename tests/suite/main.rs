@@ -24,6 +24,7 @@ mod gateway_keys;
 mod gateway_protocol;
 mod gateway_smuggling;
 mod identity;
+mod identity_keys;
 mod issuers;
 mod kafka;
 mod limits;

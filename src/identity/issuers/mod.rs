@@ -5,7 +5,7 @@ mod jwks;
 mod schedule;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -14,7 +14,8 @@ use parking_lot::Mutex;
 use super::error::Rejection;
 use super::options::IssuerOptions;
 use super::token::VerifyingKey;
-use crate::clock::Clock;
+use super::unknown::Unknown;
+use crate::clock::{Clock, UnixMillis};
 use fetch::{Fault, Fetcher};
 use jwks::KeySet;
 use schedule::Schedule;
@@ -26,11 +27,12 @@ pub(super) struct Issuer {
     fetcher: Fetcher,
     /// Published for every request.
     keys: ArcSwap<KeySet>,
+    /// Until when they are believed: as the schedule says, for every request.
+    usable_until: AtomicI64,
     schedule: Mutex<Schedule>,
+    unknown: Mutex<Unknown>,
     /// Who reads; others wait for what comes of it.
-    reading: tokio::sync::Mutex<()>,
-    /// Readings that have ended.
-    read: AtomicU64,
+    reading: Arc<tokio::sync::Mutex<()>>,
     clock: Clock,
     /// Moves when the keys do.
     generation: Arc<AtomicU64>,
@@ -45,9 +47,10 @@ impl Issuer {
             options,
             fetcher,
             keys: ArcSwap::default(),
+            usable_until: AtomicI64::new(UnixMillis::MIN),
             schedule,
-            reading: tokio::sync::Mutex::default(),
-            read: AtomicU64::new(0),
+            unknown: Mutex::new(Unknown::new()),
+            reading: Arc::default(),
             clock,
             generation,
         }))
@@ -56,30 +59,54 @@ impl Issuer {
     /// Reads the keys if it is time to. Nobody waits for this.
     pub async fn tend(&self) {
         if self.schedule.lock().due(self.clock.now()) {
-            let before = self.read.load(Ordering::Acquire);
-            self.read_once(before).await;
+            let _one = self.reading.lock().await;
+            // Somebody who needed them may have read them while this waited.
+            if self.schedule.lock().due(self.clock.now()) {
+                self.read().await;
+            }
         }
     }
 
     /// The key of a token. One that is not there is looked for at the issuer, if that is allowed now.
-    pub async fn key(&self, kid: Option<&str>) -> Result<VerifyingKey, Rejection> {
+    pub async fn key(self: &Arc<Self>, kid: Option<&str>) -> Result<VerifyingKey, Rejection> {
         if let Some(key) = self.known(kid) {
             return Ok(key);
         }
-        let before = self.read.load(Ordering::Acquire);
-        // Somebody may have read them since we looked, or reads them now.
-        let busy = self.reading.try_lock().is_err();
-        if busy || self.schedule.lock().ask(self.clock.now()) {
-            self.read_once(before).await;
+        let before = {
+            let mut unknown = self.unknown.lock();
+            unknown.see(kid);
+            unknown.begun()
+        };
+        let held = self.reading.clone().lock_owned().await;
+        // Whether to ask is decided by who holds the lock, so that of many who come at once one does. Somebody may have read
+        // the keys since this one looked.
+        let asks = self.known(kid).is_none()
+            && self.unknown.lock().begun() == before
+            && self.schedule.lock().ask(self.clock.now());
+        if asks {
+            let issuer = self.clone();
+            // The reading belongs to nobody: who hangs up must not have used up the question for those who wait.
+            let reading = tokio::spawn(async move {
+                let _one = held;
+                issuer.read().await;
+            });
+            drop(reading.await);
+        } else {
+            drop(held);
         }
         if let Some(key) = self.known(kid) {
             return Ok(key);
         }
+        let now = self.clock.now();
+        let schedule = *self.schedule.lock();
         // That there is no such key is known only from one who answers.
-        if self.schedule.lock().fresh() {
+        if !schedule.fresh() || !schedule.usable(now) {
+            return Err(Rejection::Unavailable { retry_after: Duration::from_secs(1) });
+        }
+        if self.unknown.lock().answered(kid) {
             Err(Rejection::Invalid("unknown_key"))
         } else {
-            Err(Rejection::Unavailable { retry_after: Duration::from_secs(1) })
+            Err(Rejection::Unavailable { retry_after: schedule.wait(now) })
         }
     }
 
@@ -90,18 +117,20 @@ impl Issuer {
 
     /// That of a token, if it is here.
     pub fn known(&self, kid: Option<&str>) -> Option<VerifyingKey> {
-        if !self.schedule.lock().usable(self.clock.now()) {
+        if !self.usable(self.clock.now()) {
             return None;
         }
         self.keys.load().find(kid).cloned()
     }
 
-    /// Reads them, unless somebody has done so since `before`.
-    async fn read_once(&self, before: u64) {
-        let _one = self.reading.lock().await;
-        if self.read.load(Ordering::Acquire) != before {
-            return;
-        }
+    /// Whether the keys that were read last are still believed.
+    pub fn usable(&self, now: UnixMillis) -> bool {
+        now < self.usable_until.load(Ordering::Acquire)
+    }
+
+    /// Reads them. Only who holds the lock may.
+    async fn read(&self) {
+        let reading = self.unknown.lock().begin();
         let read = self.fetcher.fetch().await.and_then(|text| {
             KeySet::read(&text, &self.options.algorithms).filter(|set| set.len() > 0).ok_or(Fault::NoKeys)
         });
@@ -115,7 +144,10 @@ impl Issuer {
                 }
                 self.keys.store(Arc::new(keys));
                 self.generation.fetch_add(1, Ordering::Release);
-                self.schedule.lock().succeeded(now);
+                let mut schedule = self.schedule.lock();
+                schedule.succeeded(now);
+                self.usable_until.store(schedule.usable_until(), Ordering::Release);
+                self.unknown.lock().succeeded(reading);
             }
             Err(fault) => {
                 if well {
@@ -126,7 +158,6 @@ impl Issuer {
                 self.schedule.lock().failed(now);
             }
         }
-        self.read.fetch_add(1, Ordering::Release);
     }
 }
 

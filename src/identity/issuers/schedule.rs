@@ -36,7 +36,12 @@ impl Schedule {
 
     /// Whether the keys that were read last are still believed.
     pub fn usable(&self, now: UnixMillis) -> bool {
-        self.read_at.is_some_and(|at| now.saturating_sub(at) < millis(self.stale))
+        now < self.usable_until()
+    }
+
+    /// Until when they are.
+    pub fn usable_until(&self) -> UnixMillis {
+        self.read_at.map_or(UnixMillis::MIN, |at| at.saturating_add(millis(self.stale)))
     }
 
     /// Whether the keys are what the issuer has, as far as can be known.
@@ -63,6 +68,14 @@ impl Schedule {
             self.asked_at = Some(now);
         }
         may
+    }
+
+    /// How long it takes until they may be read for a key that is not there, or are read anyway: in whole seconds, one at
+    /// least.
+    pub fn wait(&self, now: UnixMillis) -> Duration {
+        let asked = self.asked_at.map_or(now, |at| at.saturating_add(millis(UNKNOWN)));
+        let wait = u64::try_from(asked.min(self.next).saturating_sub(now)).unwrap_or(0);
+        Duration::from_secs(wait.div_ceil(1000).clamp(1, UNKNOWN.as_secs()))
     }
 
     /// They were read.
@@ -126,5 +139,11 @@ mod tests {
         let mut schedule = Schedule::new(Duration::from_secs(300), Duration::from_secs(86_400));
         let reads = (0..60_000).filter(|now| schedule.ask(*now)).count();
         assert_eq!(reads, 6);
+        schedule.succeeded(59_000);
+        for (now, seconds) in [(59_999, 1), (50_000, 10), (50_001, 10), (58_001, 2), (70_000, 1)] {
+            assert_eq!(schedule.wait(now), Duration::from_secs(seconds), "{now}");
+        }
+        schedule.failed(59_000);
+        assert_eq!(schedule.wait(59_000), Duration::from_secs(1), "it is read earlier than it may be asked for");
     }
 }

@@ -82,7 +82,11 @@ impl Server {
     }
 }
 
-const DOWN: Rejection = Rejection::Unavailable { retry_after: Duration::from_secs(1) };
+const DOWN: Rejection = wait(1);
+
+const fn wait(seconds: u64) -> Rejection {
+    Rejection::Unavailable { retry_after: Duration::from_secs(seconds) }
+}
 
 #[actix_web::test]
 async fn a_flood_at_the_start_is_one_question() {
@@ -111,7 +115,7 @@ async fn a_new_key_is_found_and_unknown_ones_are_looked_for_once_in_ten_seconds(
     assert!(issuer.key(Some(&new.kid)).await.is_ok(), "it is in use before it was read ahead");
     assert_eq!(server.asked(), 2);
     for _ in 0..1000 {
-        assert_eq!(issuer.key(Some("nobody")).await.unwrap_err(), Rejection::Invalid("unknown_key"));
+        assert_eq!(issuer.key(Some("nobody")).await.unwrap_err(), wait(10), "nobody has looked for it");
     }
     assert_eq!(server.asked(), 2);
     clock.advance(Duration::from_secs(10));
@@ -119,6 +123,68 @@ async fn a_new_key_is_found_and_unknown_ones_are_looked_for_once_in_ten_seconds(
         assert_eq!(issuer.key(Some("nobody")).await.unwrap_err(), Rejection::Invalid("unknown_key"));
     }
     assert_eq!(server.asked(), 3);
+}
+
+#[actix_web::test]
+async fn a_new_key_is_not_refused_because_a_forged_one_has_used_up_the_question() {
+    let (server, clock) = (Server::start().await, Clock::manual(1_000_000));
+    let (old, new) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
+    server.says(answer("200 OK", &document(&[&old])));
+    let issuer = server.issuer(&clock);
+    issuer.tend().await;
+    assert_eq!(issuer.key(Some("forged")).await.unwrap_err(), Rejection::Invalid("unknown_key"));
+    assert_eq!(server.asked(), 2);
+    // It takes another key into use, of which nobody could know; and a flood of names is there too.
+    clock.advance(Duration::from_secs(3));
+    server.says(answer("200 OK", &document(&[&old, &new])));
+    for second in (1..=7).rev() {
+        assert_eq!(issuer.key(Some(&new.kid)).await.unwrap_err(), wait(second));
+        for n in 0..2000 {
+            assert!(issuer.key(Some(&format!("forged {second} {n}"))).await.is_err());
+        }
+        assert_eq!(issuer.key(Some("forged")).await.unwrap_err(), Rejection::Invalid("unknown_key"));
+        clock.advance(Duration::from_secs(1));
+    }
+    assert_eq!(server.asked(), 2);
+    assert!(issuer.key(Some(&new.kid)).await.is_ok(), "it waits no longer than for the next question");
+    assert_eq!(issuer.key(Some("forged 7 0")).await.unwrap_err(), Rejection::Invalid("unknown_key"));
+    assert_eq!(server.asked(), 3);
+}
+
+#[test]
+fn of_many_threads_at_once_one_asks() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (server, clock, key) = (Server::start().await, Clock::manual(1_000_000), SigningKey::generate().unwrap());
+        server.says(answer("200 OK", &document(&[&key])));
+        let issuer = server.issuer(&clock);
+        issuer.tend().await;
+        for round in 0..300 {
+            clock.advance(Duration::from_secs(10));
+            let asked = server.asked();
+            let asks = (0..32).map(|n| {
+                let issuer = issuer.clone();
+                tokio::spawn(async move { issuer.key(Some(&format!("forged {round} {n}"))).await.is_err() })
+            });
+            for ask in asks.collect::<Vec<_>>() {
+                assert!(ask.await.unwrap());
+            }
+            assert_eq!(server.asked() - asked, 1, "in round {round}");
+        }
+    });
+}
+
+#[actix_web::test]
+async fn who_hangs_up_does_not_use_up_the_question() {
+    let (server, clock, key) = (Server::start().await, Clock::manual(1_000_000), SigningKey::generate().unwrap());
+    server.says(answer("200 OK", &document(&[&key])));
+    let issuer = server.issuer(&clock);
+    {
+        let mut asks = Box::pin(issuer.key(Some("forged")));
+        assert!(futures_util::poll!(&mut asks).is_pending(), "it has begun to ask");
+    }
+    assert!(issuer.key(Some(&key.kid)).await.is_ok());
+    assert_eq!(server.asked(), 1);
 }
 
 #[actix_web::test]

@@ -292,20 +292,25 @@ impl Work for Rotate {
 
 impl Rotate {
     async fn rotate<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<Rotated, IdentityError> {
-        // All that happens to a family happens one after another.
-        let sql = format!(
-            "SELECT f.id, f.account_id, f.revoked_at, f.expires_at, t.used_at, t.expires_at, t.created_at \
-             FROM refresh_tokens t JOIN token_families f ON f.id = t.family_id WHERE t.hash = ?{}",
-            lock::<S>()
-        );
+        // All that happens to a family happens one after another. It is held before its tokens, as whatever deletes it takes
+        // them in that order too: in one statement with its token it would be held after it.
+        let sql = "SELECT family_id FROM refresh_tokens WHERE hash = ?";
+        let mut rows = s.rows(sql, vec![Value::text(&self.hash)]).await?;
+        let Some(row) = rows.first_mut() else { return Ok(Rotated::Dead) };
+        let family = row.text(0)?;
+        let sql = format!("SELECT account_id, revoked_at, expires_at FROM token_families WHERE id = ?{}", lock::<S>());
+        let mut rows = s.rows(&sql, vec![Value::text(&family)]).await?;
+        let Some(row) = rows.first_mut() else { return Ok(Rotated::Dead) };
+        let (owner, revoked_at, family_expires_at) = (row.text(0)?, row.optional_int(1)?, row.int(2)?);
+        // It may have been used, or have gone, while this waited for the family.
+        let sql = format!("SELECT used_at, expires_at FROM refresh_tokens WHERE hash = ?{}", lock::<S>());
         let mut rows = s.rows(&sql, vec![Value::text(&self.hash)]).await?;
         let Some(row) = rows.first_mut() else { return Ok(Rotated::Dead) };
-        let (family, owner) = (row.text(0)?, row.text(1)?);
         let mut token = Presented {
-            family_revoked: row.optional_int(2)?.is_some(),
-            family_expires_at: row.int(3)?,
-            used_at: row.optional_int(4)?,
-            expires_at: row.int(5)?,
+            family_revoked: revoked_at.is_some(),
+            family_expires_at,
+            used_at: row.optional_int(0)?,
+            expires_at: row.int(1)?,
             successor_used: false,
         };
         if let Some(used_at) = token.used_at {
