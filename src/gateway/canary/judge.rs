@@ -110,6 +110,18 @@ impl Judge {
         }
     }
 
+    /// To the next step at once, from where it is or is held, and on from there; false where there is none. What was against it
+    /// is forgotten, as whoever orders it has seen that.
+    pub fn step(&mut self, now: Moment, reading: &Reading) -> bool {
+        let State { phase, weight, .. } = *self.state();
+        let next = self.after(weight).filter(|_| matches!(phase, Phase::Running | Phase::Held));
+        let Some(next) = next else { return false };
+        let phase = if next == Weight::ALL { Phase::Promoted } else { Phase::Running };
+        self.forget();
+        self.turn(now, reading, phase, next, Reason::Ordered, None);
+        true
+    }
+
     /// All to the canary, whatever it does.
     pub fn promote(&mut self, now: Moment, reading: &Reading) {
         if self.state().phase != Phase::Promoted {
@@ -188,9 +200,10 @@ impl Judge {
     /// The step after this one.
     pub fn next(&self) -> Option<Weight> {
         let State { phase, weight, .. } = *self.state();
-        if phase != Phase::Running {
-            return None;
-        }
+        self.after(weight).filter(|_| phase == Phase::Running)
+    }
+
+    fn after(&self, weight: Weight) -> Option<Weight> {
         self.options.steps.iter().copied().find(|step| *step > weight)
     }
 
