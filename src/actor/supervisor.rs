@@ -116,7 +116,8 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
                 addr.store(Some(Arc::new(launch(&arbiter))));
             }
         };
-        actix::spawn(watch);
+        // Not by `actix::spawn`: who follows a changed config may be on a task of tokio, which cannot do that.
+        tokio::spawn(watch);
         this
     }
 
