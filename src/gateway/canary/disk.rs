@@ -1,8 +1,8 @@
 //! Where releases stand, kept on disk for the next start: one file for all canaries, and for those that have left the config.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
@@ -59,26 +59,6 @@ pub(super) fn text(canaries: &BTreeMap<String, Kept>, former: &[Gone]) -> io::Re
     Ok(text)
 }
 
-/// Writes it whole or not at all: whoever starts finds the old one or the new one.
-pub(super) fn write(path: &Path, text: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let fresh = path.with_extension("json.new");
-    let written = (|| {
-        let mut file = File::create(&fresh)?;
-        file.write_all(text)?;
-        file.sync_all()?;
-        fs::rename(&fresh, path)
-    })();
-    if written.is_err() {
-        // Half a file only takes room of a disk that may be full.
-        let _ = fs::remove_file(&fresh);
-    }
-    written?;
-    // The name is safe only when the folder is.
-    File::open(folder)?.sync_all()
-}
-
 /// Reads it. No file is no error, one that is damaged, foreign or of another version is.
 pub(super) fn read(path: &Path) -> io::Result<Canaries> {
     let file = match File::open(path) {
@@ -127,7 +107,10 @@ fn sound<T: DeserializeOwned>(value: Value, kept: impl FnOnce(&T) -> &Kept) -> R
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::durable::write_with_folder as write;
     use crate::gateway::canary::handle::WeakCanary;
     use crate::gateway::canary::ledger::{Ledger, Turn};
     use crate::gateway::canary::{Phase, Reason, Weight};

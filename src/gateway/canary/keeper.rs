@@ -19,6 +19,7 @@ use super::handle::{Beginning, Canary};
 use super::ledger::{Kept, Message};
 use super::options::CanaryOptions;
 use crate::clock::{Clock, Monotonic, Stopwatch};
+use crate::durable;
 use crate::gateway::options::{Destination, GatewayOptions};
 use crate::gateway::task::Task;
 
@@ -269,7 +270,7 @@ async fn save(core: &Core) {
             let text = if rung == 0 { None } else { core.text()? };
             let Some(text) = text.filter(|text| written.as_ref() != Some(text)) else { return Ok(()) };
             let (file, bytes) = (core.file.clone(), text.clone());
-            let write = tokio::task::spawn_blocking(move || disk::write(&file, &bytes)).await;
+            let write = tokio::task::spawn_blocking(move || durable::write_with_folder(&file, &bytes)).await;
             write.unwrap_or_else(|error| Err(io::Error::other(error)))?;
             written = Some(text);
             Ok::<_, io::Error>(())

@@ -1,9 +1,11 @@
+use std::sync::Arc;
+
 use super::gateway::{canary, noted, upstream};
 use crate::clock::{Clock, Monotonic};
 use crate::config::Config;
 use crate::gateway::Gateway;
 use crate::gateway::canary::{Canary, Phase};
-use crate::gateway::options::GatewayOptions;
+use crate::gateway::options::{GatewayOptions, UpstreamTls};
 use crate::gateway::upstream::Upstream;
 use crate::http::error::ApiError;
 
@@ -65,4 +67,25 @@ async fn an_order_is_for_what_was_meant_when_it_was_given() {
     // A note that cannot be written is an order that is not followed.
     let no_note = noted(|| Ok(()), |(), ()| true, || Err(ApiError::Internal));
     assert!(matches!(no_note, Err(ApiError::Internal)));
+}
+
+#[actix::test]
+async fn a_config_that_cannot_start_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let limit = |limit: u64| {
+        let limit = format!("[gateway.limits.one]\nby = [\"address\"]\nlimit = {limit}\nperiod = \"1h\"");
+        options(folder.path(), "stable", &format!("{}\n{limit}", release("1")))
+    };
+    let registry = prometheus::Registry::new();
+    let gateway = Gateway::start(limit(5), &registry, None, Monotonic::system(), Clock::system()).unwrap();
+    let mut broken = limit(7);
+    let tls = UpstreamTls { server_name: None, ca: Some(Arc::new(b"no certificate".to_vec())) };
+    broken.upstreams.get_mut("stable").unwrap().tls = Some(tls);
+    let before = gateway.table();
+    gateway.apply(broken).unwrap_err();
+    let limits = gateway.limits().stats().limits;
+    assert_eq!(limits.iter().map(|limit| limit.options.limit).collect::<Vec<_>>(), [5]);
+    assert!(Arc::ptr_eq(&before, &gateway.table()));
+    gateway.apply(limit(7)).unwrap();
+    assert_eq!(gateway.limits().stats().limits[0].options.limit, 7);
 }
