@@ -21,7 +21,7 @@ use crate::clock::{Nanos, UnixMillis};
 const FALSE_ABORTS: f64 = 0.01;
 /// The part of it that is for the release as a whole; the rest is for its windows, each for itself, which notice sooner what
 /// goes wrong after it has long been well.
-const OF_RELEASE: f64 = 0.8;
+const OF_RELEASE: f64 = 0.9;
 /// A slice of the evidence ends when the canary has had so many requests.
 const SLICE: u64 = 16;
 /// What is looked at together is at most so many intervals, so that what is long over does not count for ever.
