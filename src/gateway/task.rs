@@ -121,7 +121,9 @@ mod tests {
         let started = tokio::spawn(async move {
             Task::start("test", handle, move || {
                 let begin = begin.clone();
-                Box::pin(async move { drop(begin.fetch_add(1, Ordering::SeqCst)) })
+                Box::pin(async move {
+                    begin.fetch_add(1, Ordering::SeqCst);
+                })
             })
         });
         let task = started.await.unwrap();
