@@ -67,6 +67,7 @@ pub mod config;
 pub mod control;
 pub mod database;
 pub mod diagnostics;
+mod durable;
 pub mod event;
 pub mod gateway;
 pub mod http;

@@ -122,12 +122,19 @@ impl History {
     /// Writes the next version, whose number is filled in here.
     ///
     /// # Errors
-    /// When it cannot be written; then it is not there.
+    /// When it cannot be written, or it is not sure that it is there after a crash; then it is removed again.
     pub fn add(&mut self, mut version: Version, text: Option<String>) -> io::Result<u64> {
         version.version = self.latest().map_or(1, |latest| latest.version + 1);
         let number = version.version;
         let kept = Kept { version, text };
-        disk::write(&self.path(number), &serde_json::to_vec_pretty(&kept).map_err(io::Error::other)?, 0o600)?;
+        let text = serde_json::to_vec_pretty(&kept).map_err(io::Error::other)?;
+        if let Err(error) = disk::write(&self.path(number), &text, 0o600) {
+            // It may be in its place, and a start would take it for what was in force.
+            if let Err(error) = disk::remove(&self.path(number)) {
+                log::error!("config history: version {number}, which is not in force, cannot be removed: {error}");
+            }
+            return Err(error);
+        }
         self.versions.push(kept.version);
         while self.versions.len() > MOST {
             let oldest = self.versions.remove(0);
@@ -206,6 +213,23 @@ mod tests {
         assert_eq!(history.latest().unwrap().version, 1);
         assert_eq!(history.add(version("b"), Some(String::from("two"))).unwrap(), 2);
         assert_eq!(History::open(folder.path()).unwrap().text(2), Some(Some(String::from("two"))));
+    }
+
+    #[test]
+    fn a_version_that_could_not_be_made_safe_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut history = History::open(folder.path()).unwrap();
+        history.add(version("a"), Some(String::from("one"))).unwrap();
+        disk::death::refuse(true);
+        let refused = history.add(version("b"), Some(String::from("two")));
+        disk::death::refuse(false);
+        assert!(refused.is_err());
+        for history in [&history, &History::open(folder.path()).unwrap()] {
+            assert_eq!(history.latest().unwrap().version, 1);
+            assert_eq!(history.text(2), None);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(history.add(version("c"), Some(String::from("three"))).unwrap(), 2);
     }
 
     #[test]

@@ -230,6 +230,7 @@ impl Table {
             let connector = Connector::new(upstream).map_err(|error| StartError::Connector(name.clone(), error))?;
             connectors.push((name, upstream, connector));
         }
+        // Nothing fails from here on, so that what is changed here never has to be taken back.
         limits.apply(&options.limits);
         let services: BTreeMap<String, Service> = connectors
             .into_iter()

@@ -111,4 +111,23 @@ mod tests {
         drop(task);
         until("it ends with its handle", || dropped.load(Ordering::SeqCst) == 3).await;
     }
+
+    #[actix::test]
+    async fn it_may_be_started_from_a_task_of_tokio() {
+        // As who looks at the config's file does.
+        let arbiter = actix::Arbiter::new();
+        let (begun, handle) = (Arc::new(AtomicU64::new(0)), arbiter.handle());
+        let begin = begun.clone();
+        let started = tokio::spawn(async move {
+            Task::start("test", handle, move || {
+                let begin = begin.clone();
+                Box::pin(async move {
+                    begin.fetch_add(1, Ordering::SeqCst);
+                })
+            })
+        });
+        let task = started.await.unwrap();
+        until("it is made anew after its end", || begun.load(Ordering::SeqCst) > 1).await;
+        drop(task);
+    }
 }

@@ -61,6 +61,9 @@ pub enum ApiError {
     /// It is there already.
     #[error("{0}")]
     Exists(&'static str),
+    /// It goes against how things are now; what to do is said.
+    #[error("{0}")]
+    Conflict(&'static str),
     /// It is not as the client thinks it is.
     #[error("{0}")]
     PreconditionFailed(String),
@@ -106,6 +109,7 @@ impl ApiError {
             ApiError::Invalid(_) => "validation_failed",
             ApiError::InvalidConfig(_) => "invalid_config",
             ApiError::Exists(_) => "already_exists",
+            ApiError::Conflict(_) => "conflict",
             ApiError::PreconditionFailed(_) => "precondition_failed",
             ApiError::NotFound(_) => "not_found",
             ApiError::MethodNotAllowed => "method_not_allowed",
@@ -167,7 +171,7 @@ impl ResponseError for ApiError {
             ApiError::Forbidden(_) | ApiError::NothingAllowed(_) => StatusCode::FORBIDDEN,
             ApiError::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
             ApiError::Invalid(_) | ApiError::InvalidConfig(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            ApiError::Exists(_) => StatusCode::CONFLICT,
+            ApiError::Exists(_) | ApiError::Conflict(_) => StatusCode::CONFLICT,
             ApiError::PreconditionFailed(_) => StatusCode::PRECONDITION_FAILED,
             ApiError::NotFound(_) => StatusCode::NOT_FOUND,
             ApiError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,

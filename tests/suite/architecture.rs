@@ -24,6 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("actor", &[]),
     ("event", &[]),
     ("lifecycle", &[]),
+    ("durable", &[]),
     ("redis", &[]),
     ("cache", &["actor", "redis"]),
     ("journal", &["event", "actor"]),
@@ -32,12 +33,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("database", &[]),
     ("catalog", &["cache", "database", "journal", "event", "actor", "redis"]),
     ("identity", &["actor", "database"]),
-    ("gateway", &["actor", "redis"]),
+    ("gateway", &["actor", "durable", "redis"]),
     (
         "config",
         &["cache", "catalog", "database", "event", "gateway", "identity", "journal", "redis", "stats", "stream"],
     ),
-    ("control", &["config", "gateway"]),
+    ("control", &["config", "durable", "gateway"]),
     (
         "diagnostics",
         &["cache", "catalog", "database", "gateway", "identity", "journal", "stats", "stream", "event", "lifecycle"],

@@ -1,13 +1,15 @@
-//! Where releases stand, kept on disk for the next start: one file for all canaries.
+//! Where releases stand, kept on disk for the next start: one file for all canaries, and for those that have left the config.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::former::Gone;
 use super::ledger::Kept;
 
 /// Its name within the folder.
@@ -21,6 +23,7 @@ const VERSION: u64 = 1;
 struct Written<'a> {
     version: u64,
     canaries: &'a BTreeMap<String, Kept>,
+    former: &'a [Gone],
 }
 
 #[derive(Deserialize)]
@@ -31,6 +34,9 @@ struct Versioned {
 #[derive(Deserialize)]
 struct Found {
     canaries: BTreeMap<String, Value>,
+    /// Files of before it was kept have none.
+    #[serde(default)]
+    former: Vec<Value>,
 }
 
 /// What was found.
@@ -38,37 +44,19 @@ struct Found {
 pub(super) struct Canaries {
     /// By route.
     pub kept: BTreeMap<String, Kept>,
+    /// Those that were not there any more.
+    pub former: Vec<Gone>,
     /// Routes of which what was kept makes no sense, and why.
     pub faults: Vec<String>,
 }
 
 /// The file's text.
-pub(super) fn text(canaries: &BTreeMap<String, Kept>) -> io::Result<Vec<u8>> {
-    let text = serde_json::to_vec_pretty(&Written { version: VERSION, canaries }).map_err(io::Error::other)?;
+pub(super) fn text(canaries: &BTreeMap<String, Kept>, former: &[Gone]) -> io::Result<Vec<u8>> {
+    let text = serde_json::to_vec_pretty(&Written { version: VERSION, canaries, former }).map_err(io::Error::other)?;
     if text.len() > MAX_BYTES {
         return Err(io::Error::other("there are too many canaries"));
     }
     Ok(text)
-}
-
-/// Writes it whole or not at all: whoever starts finds the old one or the new one.
-pub(super) fn write(path: &Path, text: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let fresh = path.with_extension("json.new");
-    let written = (|| {
-        let mut file = File::create(&fresh)?;
-        file.write_all(text)?;
-        file.sync_all()?;
-        fs::rename(&fresh, path)
-    })();
-    if written.is_err() {
-        // Half a file only takes room of a disk that may be full.
-        let _ = fs::remove_file(&fresh);
-    }
-    written?;
-    // The name is safe only when the folder is.
-    File::open(folder)?.sync_all()
 }
 
 /// Reads it. No file is no error, one that is damaged, foreign or of another version is.
@@ -88,25 +76,42 @@ pub(super) fn read(path: &Path) -> io::Result<Canaries> {
     if version != VERSION {
         return Err(bad(format!("it is of version {version}, and version {VERSION} is what is understood here")));
     }
-    let Found { canaries } = serde_json::from_slice(&text)?;
+    let Found { canaries, former } = serde_json::from_slice(&text)?;
     let mut read = Canaries::default();
     for (route, value) in canaries {
-        match serde_json::from_value::<Kept>(value).map_err(|error| error.to_string()) {
-            Ok(kept) => match kept.fault() {
-                None => {
-                    read.kept.insert(route, kept);
-                }
-                Some(fault) => read.faults.push(format!("route {route}: {fault}")),
-            },
-            Err(error) => read.faults.push(format!("route {route}: {error}")),
+        match sound::<Kept>(value, |kept| kept) {
+            Ok(kept) => {
+                read.kept.insert(route, kept);
+            }
+            Err(fault) => read.faults.push(format!("route {route}: {fault}")),
+        }
+    }
+    for value in former {
+        let route = value.get("route").and_then(Value::as_str).unwrap_or("?").to_owned();
+        match sound::<Gone>(value, |gone| &gone.kept) {
+            Ok(gone) => read.former.push(gone),
+            Err(fault) => read.faults.push(format!("route {route}, before: {fault}")),
         }
     }
     Ok(read)
 }
 
+/// What came from outside, if it makes sense.
+fn sound<T: DeserializeOwned>(value: Value, kept: impl FnOnce(&T) -> &Kept) -> Result<T, String> {
+    let found: T = serde_json::from_value(value).map_err(|error| error.to_string())?;
+    match kept(&found).fault() {
+        None => Ok(found),
+        Some(fault) => Err(fault.to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::durable::write_with_folder as write;
+    use crate::gateway::canary::handle::WeakCanary;
     use crate::gateway::canary::ledger::{Ledger, Turn};
     use crate::gateway::canary::{Phase, Reason, Weight};
 
@@ -124,12 +129,16 @@ mod tests {
         let path = folder.path().join("made").join(NAME);
         assert!(read(&path).unwrap().kept.is_empty());
         let first = BTreeMap::from([kept("a", Phase::Running, 5.0), kept("b", Phase::Aborted, 0.0)]);
-        write(&path, &text(&first).unwrap()).unwrap();
+        write(&path, &text(&first, &[]).unwrap()).unwrap();
         assert_eq!(read(&path).unwrap().kept, first);
         let second = BTreeMap::from([kept("b", Phase::Held, 12.5)]);
-        write(&path, &text(&second).unwrap()).unwrap();
+        let (route, aborted) = kept("a", Phase::Aborted, 0.0);
+        let gone = Gone { route, since: 8, kept: aborted, handle: WeakCanary::default() };
+        write(&path, &text(&second, std::slice::from_ref(&gone)).unwrap()).unwrap();
         let found = read(&path).unwrap();
         assert!(found.kept == second && found.faults.is_empty());
+        let former: Vec<_> = found.former.iter().map(|gone| (&*gone.route, gone.since, &gone.kept)).collect();
+        assert_eq!(former, [("a", 8, &gone.kept)]);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
     }
 
@@ -137,7 +146,10 @@ mod tests {
     fn what_is_damaged_is_told_and_costs_no_other() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(NAME);
-        let good = text(&BTreeMap::from([kept("a", Phase::Running, 5.0), kept("b", Phase::Aborted, 0.0)])).unwrap();
+        let there = BTreeMap::from([kept("a", Phase::Running, 5.0), kept("b", Phase::Aborted, 0.0)]);
+        let (route, held) = kept("c", Phase::Held, 7.0);
+        let gone = Gone { route, since: 8, kept: held, handle: WeakCanary::default() };
+        let good = text(&there, &[gone]).unwrap();
         for end in 0..good.len() {
             fs::write(&path, &good[..end]).unwrap();
             assert!(read(&path).is_err(), "{end} bytes of it");
@@ -155,6 +167,16 @@ mod tests {
             let found = read(&path).unwrap();
             assert_eq!((found.kept.len(), found.faults.len()), (1, 1), "{from}");
             assert!(found.kept.contains_key("b") && found.faults[0].starts_with("route a: "), "{:?}", found.faults);
+            assert_eq!(found.former.len(), 1);
         }
+        fs::write(&path, good.replace("7.0", "700")).unwrap();
+        let found = read(&path).unwrap();
+        assert_eq!((found.kept.len(), found.former.len()), (2, 0));
+        assert!(found.faults[0].starts_with("route c, before: a weight"), "{:?}", found.faults);
+        // As it was written before they were kept.
+        let (before, _) = good.split_once(",\n  \"former\"").unwrap();
+        fs::write(&path, format!("{before}}}")).unwrap();
+        let found = read(&path).unwrap();
+        assert_eq!((found.kept.len(), found.former.len(), found.faults.len()), (2, 0, 0));
     }
 }

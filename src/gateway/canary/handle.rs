@@ -30,6 +30,16 @@ const CLOSED: u32 = u32::MAX;
 #[derive(Clone, Debug)]
 pub struct Canary(Arc<Inner>);
 
+/// A canary as long as somebody has it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct WeakCanary(Weak<Inner>);
+
+impl WeakCanary {
+    pub fn upgrade(&self) -> Option<Canary> {
+        self.0.upgrade().map(Canary)
+    }
+}
+
 #[derive(Debug)]
 struct Inner {
     route: Arc<str>,
@@ -126,6 +136,11 @@ impl Canary {
         Self(Arc::new(inner))
     }
 
+    /// Whether both are handles of the same.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// What it was started with.
     pub fn options(&self) -> &CanaryOptions {
         &self.0.options
@@ -148,6 +163,13 @@ impl Canary {
     pub fn begin(&self, choice: &Choice) -> Trial<'_> {
         let side = if choice.canary { &self.0.canary } else { &self.0.stable };
         Trial { canary: self, side, forced: choice.forced, begun: self.0.clock.now(), told: false }
+    }
+
+    /// Takes the next step now, and goes on by itself from there; false if there is none, or it has ended.
+    pub fn step(&self) -> bool {
+        let mut taken = false;
+        self.0.act(|judge, now, reading| taken = judge.step(now, reading));
+        taken
     }
 
     /// Sends all to the canary.
@@ -180,6 +202,10 @@ impl Canary {
     /// Waits until the disk has what was ordered; whether it has in time.
     pub async fn saved(&self, within: Duration) -> bool {
         tokio::time::timeout(within, self.0.bell.saved()).await.is_ok()
+    }
+
+    pub(super) fn downgrade(&self) -> WeakCanary {
+        WeakCanary(Arc::downgrade(&self.0))
     }
 
     pub(super) fn route(&self) -> &str {

@@ -21,7 +21,7 @@ use crate::clock::{Nanos, UnixMillis};
 const FALSE_ABORTS: f64 = 0.01;
 /// The part of it that is for the release as a whole; the rest is for its windows, each for itself, which notice sooner what
 /// goes wrong after it has long been well.
-const OF_RELEASE: f64 = 0.8;
+const OF_RELEASE: f64 = 0.9;
 /// A slice of the evidence ends when the canary has had so many requests.
 const SLICE: u64 = 16;
 /// What is looked at together is at most so many intervals, so that what is long over does not count for ever.
@@ -110,6 +110,18 @@ impl Judge {
         }
     }
 
+    /// To the next step at once, from where it is or is held, and on from there; false where there is none. What was against it
+    /// is forgotten, as whoever orders it has seen that.
+    pub fn step(&mut self, now: Moment, reading: &Reading) -> bool {
+        let State { phase, weight, .. } = *self.state();
+        let next = self.after(weight).filter(|_| matches!(phase, Phase::Running | Phase::Held));
+        let Some(next) = next else { return false };
+        let phase = if next == Weight::ALL { Phase::Promoted } else { Phase::Running };
+        self.forget();
+        self.turn(now, reading, phase, next, Reason::Ordered, None);
+        true
+    }
+
     /// All to the canary, whatever it does.
     pub fn promote(&mut self, now: Moment, reading: &Reading) {
         if self.state().phase != Phase::Promoted {
@@ -188,9 +200,10 @@ impl Judge {
     /// The step after this one.
     pub fn next(&self) -> Option<Weight> {
         let State { phase, weight, .. } = *self.state();
-        if phase != Phase::Running {
-            return None;
-        }
+        self.after(weight).filter(|_| phase == Phase::Running)
+    }
+
+    fn after(&self, weight: Weight) -> Option<Weight> {
         self.options.steps.iter().copied().find(|step| *step > weight)
     }
 

@@ -1,7 +1,7 @@
 //! The keeper of all canaries of a gateway: it has where they stand on disk, and in Redis where instances share it. Nothing
 //! waits for it but orders, which wait for the disk.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,10 +14,12 @@ use tokio::sync::{Notify, watch};
 
 use super::disk;
 use super::exchange::Exchange;
+use super::former::{Former, Gone};
 use super::handle::{Beginning, Canary};
 use super::ledger::{Kept, Message};
 use super::options::CanaryOptions;
-use crate::clock::{Clock, Monotonic, Nanos, Stopwatch};
+use crate::clock::{Clock, Monotonic, Stopwatch};
+use crate::durable;
 use crate::gateway::options::{Destination, GatewayOptions};
 use crate::gateway::task::Task;
 
@@ -29,8 +31,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const WATCH: Duration = Duration::from_millis(100);
 /// How often others may be there sooner before it is left to the next look.
 const ATTEMPTS: usize = 8;
-/// Releases that are remembered after they were taken out of the config.
-const FORMER: usize = 64;
 /// How long after a failure the disk is tried again.
 const DISK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -51,12 +51,16 @@ struct Core {
     clock: Monotonic,
     wall: Clock,
     arbiter: ArbiterHandle,
-    /// What was on disk at the start, by route.
-    found: Mutex<BTreeMap<String, Kept>>,
-    current: Mutex<Vec<Canary>>,
-    /// Releases that were there before a change of the config, which may be taken back; and since when they are not.
-    former: Mutex<VecDeque<(Nanos, String, Kept)>>,
+    there: Mutex<There>,
     faults: Mutex<CanaryFaults>,
+}
+
+/// What there is to keep. In one lock, so that whoever writes it sees each release in one of both.
+#[derive(Default)]
+struct There {
+    current: Vec<Canary>,
+    /// Those that were there before a change of the config, which may be taken back, or before the start.
+    former: Former,
 }
 
 /// What keeps canaries from being kept or shared.
@@ -150,6 +154,7 @@ impl Canaries {
         for fault in &found.faults {
             log::warn!("where a canary stood makes no sense in {}, so it begins anew: {fault}", file.display());
         }
+        let former = Former::new(found.former, found.kept.into_iter(), wall.now());
         let core = Arc::new(Core {
             bell: Arc::new(Bell::new(exchange.is_some(), seed)),
             file,
@@ -157,9 +162,7 @@ impl Canaries {
             clock,
             wall,
             arbiter: arbiter.clone(),
-            found: Mutex::new(found.kept),
-            current: Mutex::default(),
-            former: Mutex::default(),
+            there: Mutex::new(There { current: Vec::new(), former }),
             faults: Mutex::default(),
         });
         let work = core.clone();
@@ -171,15 +174,16 @@ impl Canaries {
     pub(in crate::gateway) fn begin(&self, route: &str, to: &Destination, options: &CanaryOptions) -> Canary {
         let core = &self.0.core;
         let release = options.identity(to);
-        let kept = core.found.lock().remove(route);
-        let known = kept.is_some();
-        let kept = kept.filter(|kept| kept.release == release).or_else(|| core.former(route, &release));
+        let (kept, known) = {
+            let former = &mut core.there.lock().former;
+            (former.find(route, &release, core.wall.now()), former.knows(route))
+        };
         match &kept {
             Some(Kept { state, .. }) => {
                 let (at, weight) = (crate::clock::rfc3339(state.since), state.weight);
                 log::info!("the canary of route {route} is where it was: {weight}, {:?}, since {at}", state.phase);
             }
-            None if known => log::info!("the canary of route {route} begins anew: it is another than was kept"),
+            None if known => log::info!("the canary of route {route} begins anew: it is another than was there"),
             None => {}
         }
         let beginning = Beginning { route, release, options, kept, bell: core.bell.clone() };
@@ -189,26 +193,26 @@ impl Canaries {
     /// These are there from now on, and no others.
     pub(in crate::gateway) fn set(&self, canaries: Vec<Canary>) {
         let core = &self.0.core;
-        core.found.lock().clear();
-        let before = std::mem::replace(&mut *core.current.lock(), canaries.clone());
-        let is_there = |canary: &Canary| {
-            canaries.iter().any(|other| (other.route(), other.release()) == (canary.route(), canary.release()))
-        };
-        let mut former = core.former.lock();
-        for gone in before.iter().filter(|canary| !is_there(canary)) {
-            if former.len() == FORMER {
-                former.pop_front();
-            }
-            former.push_back((core.clock.now(), gone.route().to_owned(), gone.kept()));
+        let now = core.wall.now();
+        let mut there = core.there.lock();
+        let before = std::mem::replace(&mut there.current, canaries);
+        let There { current, former } = &mut *there;
+        for gone in before {
+            let (route, kept, handle) = (gone.route().to_owned(), gone.kept(), gone.downgrade());
+            former.add(Gone { route, since: now, kept, handle });
         }
-        drop(former);
+        for canary in &*current {
+            former.remove(canary.route(), canary.release());
+        }
+        former.tidy(now);
+        drop(there);
         core.bell.ring();
     }
 
     /// Waits until it is known what instances share; whether it is in time. Where they share nothing, it is.
     pub async fn known(&self, within: Duration) -> bool {
         let waited = Stopwatch::start();
-        while !self.0.core.current.lock().iter().all(Canary::is_asked) {
+        while !self.0.core.current().iter().all(Canary::is_asked) {
             if waited.elapsed() > within {
                 return false;
             }
@@ -231,13 +235,23 @@ impl Canaries {
 }
 
 impl Core {
-    /// Where a release stood that was there before, unless that is too long ago.
-    fn former(&self, route: &str, release: &str) -> Option<Kept> {
-        let mut former = self.former.lock();
-        let place = former.iter().position(|(_, of, kept)| of == route && kept.release == release)?;
-        let (since, _, kept) = former.remove(place)?;
-        let gone = Duration::from_nanos(self.clock.now().saturating_sub(since));
-        (gone <= kept.state.phase.remembered()).then_some(kept)
+    fn current(&self) -> Vec<Canary> {
+        self.there.lock().current.clone()
+    }
+
+    /// What there is to keep, with all that has left.
+    fn text(&self) -> io::Result<Option<Vec<u8>>> {
+        let (kept, former) = {
+            let there = &mut *self.there.lock();
+            let current = there.current.iter();
+            let kept: BTreeMap<_, _> = current.map(|canary| (canary.route().to_owned(), canary.kept())).collect();
+            there.former.tidy(self.wall.now());
+            (kept, there.former.all())
+        };
+        let text = disk::text(&kept, &former)?;
+        // A gateway without canaries needs no file.
+        let is_of_use = !kept.is_empty() || !former.is_empty() || self.file.exists();
+        Ok(is_of_use.then_some(text))
     }
 }
 
@@ -251,17 +265,12 @@ async fn save(core: &Core) {
     let mut written = None;
     loop {
         let rung = core.bell.rung.load(Ordering::Acquire);
-        let canaries = core.current.lock().clone();
-        let kept: BTreeMap<String, Kept> =
-            canaries.iter().map(|canary| (canary.route().to_owned(), canary.kept())).collect();
         let saved = async {
-            let text = disk::text(&kept)?;
-            // Before the table is made nothing is known; and a gateway without canaries needs no file.
-            if rung == 0 || written.as_ref() == Some(&text) || (kept.is_empty() && !core.file.exists()) {
-                return Ok(());
-            }
+            // Before the table is made it is not known who is there.
+            let text = if rung == 0 { None } else { core.text()? };
+            let Some(text) = text.filter(|text| written.as_ref() != Some(text)) else { return Ok(()) };
             let (file, bytes) = (core.file.clone(), text.clone());
-            let write = tokio::task::spawn_blocking(move || disk::write(&file, &bytes)).await;
+            let write = tokio::task::spawn_blocking(move || durable::write_with_folder(&file, &bytes)).await;
             write.unwrap_or_else(|error| Err(io::Error::other(error)))?;
             written = Some(text);
             Ok::<_, io::Error>(())
@@ -305,7 +314,7 @@ async fn share(core: &Core) {
 }
 
 async fn round(core: &Core, exchange: &Exchange) -> Result<Vec<String>, crate::redis::StoreError> {
-    let canaries = core.current.lock().clone();
+    let canaries = core.current();
     let all = |canaries: &[Canary]| -> Vec<(Canary, Message)> {
         canaries.iter().map(|canary| (canary.clone(), canary.message())).collect()
     };
@@ -329,7 +338,7 @@ async fn open(core: &Core) {
     loop {
         tokio::time::sleep(WATCH).await;
         let late = |canary: &&Canary| !canary.is_asked() && canary.age() >= PATIENCE;
-        for canary in core.current.lock().iter().filter(late) {
+        for canary in core.current().iter().filter(late) {
             canary.opens();
         }
     }

@@ -202,6 +202,18 @@ fn again(state: &State, change: Change, unseen: Unseen) -> Option<Change> {
         (Phase::Aborted, _) => (state.phase != Phase::Aborted).then_some(change),
         // Who gave it may have ordered otherwise, had they known.
         (_, Reason::Ordered) if state.phase == Phase::Aborted && unseen.aborts => None,
+        // A step, which is also one from there.
+        (Phase::Running, Reason::Ordered)
+            if (running || state.phase == Phase::Held) && change.to > change.from.max(state.weight) =>
+        {
+            Some(change)
+        }
+        // That leads nowhere where it has all, and must not take it back to where it led.
+        (Phase::Running, Reason::Ordered)
+            if state.phase == Phase::Promoted && Weight::NONE < change.from && change.from < change.to =>
+        {
+            None
+        }
         // To go on: from where it is now.
         (Phase::Running, Reason::Ordered) if running => None,
         (Phase::Running, Reason::Ordered) if state.phase == Phase::Held => Some(Change { to: state.weight, ..change }),

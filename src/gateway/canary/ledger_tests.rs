@@ -74,6 +74,11 @@ impl Instance {
             5 if phase == Phase::Running => Some(self.turn(Phase::Held, now, Reason::Latency)),
             6 if phase != Phase::Promoted => Some(self.turn(Phase::Promoted, Weight::ALL, Reason::Ordered)),
             7 if phase != Phase::Aborted => Some(self.turn(Phase::Aborted, Weight::NONE, Reason::Ordered)),
+            8 if weight >= 180 && goes_on => {
+                let next = next?;
+                let phase = if next == Weight::ALL { Phase::Promoted } else { Phase::Running };
+                Some(self.turn(phase, next, Reason::Ordered))
+            }
             8 => Some(self.turn(Phase::Held, percent(f64::from(weight % 101)), Reason::Ordered)),
             9 | 10 if phase != Phase::Running => {
                 let weight = if phase == Phase::Held { now } else { percent(STEPS[0]) };

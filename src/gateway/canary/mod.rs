@@ -6,11 +6,12 @@
 //! ingress-nginx.
 //!
 //! Where a release stands ([`state`]) is its judge's [`ledger`]. The [`keeper`] of all canaries has it on [`disk`] and, where
-//! instances share it, in Redis ([`exchange`]).
+//! instances share it, in Redis ([`exchange`]); with what became of those that have left the config ([`former`]).
 
 mod disk;
 mod evidence;
 mod exchange;
+mod former;
 mod handle;
 mod judge;
 mod keeper;

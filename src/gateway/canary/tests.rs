@@ -332,6 +332,34 @@ fn orders_are_followed_and_only_so_many_changes_kept() {
     assert_eq!((canary.snapshot().phase, canary.snapshot().weight), (Phase::Running, percent(1.0)));
 }
 
+#[test]
+fn a_step_that_is_ordered_is_taken_at_once_and_goes_on_from_there() {
+    let (canary, clock) = idle(&options(&[1.0, 10.0, 50.0, 100.0]));
+    let now = |canary: &Canary| (canary.snapshot().phase, canary.snapshot().weight, canary.snapshot().reason);
+    assert!(canary.step());
+    assert_eq!(now(&canary), (Phase::Running, percent(10.0), Reason::Ordered));
+    // From between two steps, where it is held.
+    canary.set_weight(percent(20.0));
+    assert!(canary.step());
+    assert_eq!(now(&canary), (Phase::Running, percent(50.0), Reason::Ordered));
+    // It is judged there as ever.
+    requests(&canary, true, 1000, 0);
+    requests(&canary, false, 1000, 0);
+    canary.look();
+    assert_eq!(canary.snapshot().waits, Some(Waits::Interval));
+    clock.advance(Duration::from_secs(60));
+    canary.set_weight(percent(50.0));
+    assert!(canary.step());
+    assert_eq!(now(&canary), (Phase::Promoted, Weight::ALL, Reason::Ordered));
+    let transitions = canary.snapshot().transitions;
+    assert!(!canary.step(), "it has all");
+    canary.abort();
+    assert!(!canary.step(), "an abort is undone by who resumes it");
+    assert_eq!((now(&canary).0, canary.snapshot().transitions), (Phase::Aborted, transitions + 1));
+    let (last, _) = idle(&options(&[1.0]));
+    assert!(!last.step() && last.snapshot().weight == percent(1.0));
+}
+
 #[actix::test]
 async fn the_owner_looks_by_itself_and_ends_with_its_handle() {
     let arbiter = actix::Arbiter::new();

@@ -1,12 +1,13 @@
 //! The last good answer of a registry, kept on disk for a start while the registry is down.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::node::{Answer, target_at};
+use crate::durable;
 use crate::gateway::options::TargetOptions;
 
 /// The longest file that is read, in bytes.
@@ -35,17 +36,9 @@ pub(super) fn path(folder: &Path, upstream: &str) -> PathBuf {
 
 /// Writes it whole or not at all: whoever starts finds the old one or the new one.
 pub(super) fn write(path: &Path, of: &str, targets: &[TargetOptions]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
     let targets = targets.iter().map(|t| Target { address: t.address.clone(), weight: u64::from(t.weight) }).collect();
     let text = serde_json::to_vec_pretty(&Kept { of: of.to_owned(), targets }).map_err(io::Error::other)?;
-    let fresh = path.with_extension("json.new");
-    let mut file = File::create(&fresh)?;
-    file.write_all(&text)?;
-    file.sync_all()?;
-    fs::rename(&fresh, path)?;
-    // The name is safe only when the folder is.
-    File::open(folder)?.sync_all()
+    durable::write_with_folder(path, &text)
 }
 
 /// What was kept for this question. No file is no error, a broken one is.
@@ -70,6 +63,8 @@ pub(super) fn read(path: &Path, of: &str) -> io::Result<Vec<TargetOptions>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

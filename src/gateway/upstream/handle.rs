@@ -281,6 +281,11 @@ impl Upstream {
         &self.0.name
     }
 
+    /// Whether both are handles of the same.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// The targets from now on. What is known of an address stays, also for some time after it has left the list.
     pub fn update_targets(&self, targets: &[TargetOptions]) {
         let mut book = self.0.book.lock();

@@ -11,11 +11,11 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::gateway::Gateway;
 use crate::gateway::breaker::Forced;
-use crate::gateway::canary::{CanarySnapshot, Weight};
+use crate::gateway::canary::{Canary, CanarySnapshot, Weight};
 use crate::gateway::limit::{Caller, LimitStats};
 use crate::gateway::options::{Destination, PathMatch};
 use crate::gateway::table::Route;
-use crate::gateway::upstream::UpstreamSnapshot;
+use crate::gateway::upstream::{Upstream, UpstreamSnapshot};
 use crate::http::State;
 use crate::http::cached;
 use crate::http::client::Operator;
@@ -27,6 +27,20 @@ const NONE: ApiError = ApiError::NotFound("there is no gateway; set gateway.list
 
 fn gateway(state: &State) -> Result<&Gateway, ApiError> {
     state.gateway.as_ref().ok_or(NONE)
+}
+
+/// What an order is for, once that is noted. The disk takes its time for a note, and the config may change in it: what was replaced
+/// would obey to no effect, and what is in its place is not what was meant.
+pub(super) fn noted<T>(
+    find: impl Fn() -> Result<T, ApiError>,
+    is_same: impl FnOnce(&T, &T) -> bool,
+    note: impl FnOnce() -> Result<(), ApiError>,
+) -> Result<T, ApiError> {
+    let meant = find()?;
+    note()?;
+    find().ok().filter(|now| is_same(&meant, now)).ok_or(ApiError::Conflict(
+        "the config was changed meanwhile, so the order was noted and not followed; look at what is there now",
+    ))
 }
 
 /// A route.
@@ -100,6 +114,12 @@ pub async fn all_upstreams(_: Operator, state: web::Data<State>) -> Result<HttpR
     Ok(cached::fresh(views, state.clock.now()))
 }
 
+pub(super) fn upstream(gateway: &Gateway, name: &str) -> Result<Upstream, ApiError> {
+    let table = gateway.table();
+    let service = table.services.get(name).ok_or(ApiError::NotFound("there is no such upstream"))?;
+    Ok(service.upstream().clone())
+}
+
 /// What to do with a breaker.
 #[derive(Clone, Copy, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -125,6 +145,7 @@ pub struct OrderBreaker {
     (status = 200, body = Envelope<UpstreamSnapshot>, example = json!({"success": true, "data": {"name": "users", "breaker": {"state": "forced_open"}}, "timestamp": 1795420800})),
     (status = 401, body = ErrorEnvelope, description = "Not the operator"),
     (status = 404, body = ErrorEnvelope, description = "There is no such upstream"),
+    (status = 409, body = ErrorEnvelope, description = "The config was changed meanwhile"),
 ))]
 #[post("/api/v1/admin/upstreams/{name}/breaker")]
 pub async fn force_breaker(
@@ -133,10 +154,12 @@ pub async fn force_breaker(
     name: web::Path<String>,
     order: web::Json<OrderBreaker>,
 ) -> Result<HttpResponse, ApiError> {
-    let table = gateway(&state)?.table();
-    let service = table.services.get(name.as_str()).ok_or(ApiError::NotFound("there is no such upstream"))?;
-    operator.note(&state, "breaker.force", &name, json!({ "state": order.state }))?;
-    let upstream = service.upstream();
+    let gateway = gateway(&state)?;
+    let upstream = noted(
+        || upstream(gateway, &name),
+        Upstream::is,
+        || operator.note(&state, "breaker.force", &name, json!({ "state": order.state })),
+    )?;
     match order.state {
         BreakerOrder::Open => upstream.force(Some(Forced::Open)),
         BreakerOrder::Closed => upstream.force(Some(Forced::Closed)),
@@ -270,6 +293,7 @@ pub struct Forgotten {
     (status = 200, body = Envelope<Forgotten>, example = json!({"success": true, "data": {"reset": true}, "timestamp": 1795420800})),
     (status = 401, body = ErrorEnvelope, description = "Not the operator"),
     (status = 404, body = ErrorEnvelope, description = "There is no such limit"),
+    (status = 409, body = ErrorEnvelope, description = "The config was changed meanwhile"),
 ))]
 #[delete("/api/v1/admin/limits/{name}/bucket")]
 pub async fn reset_bucket(
@@ -280,7 +304,8 @@ pub async fn reset_bucket(
 ) -> Result<HttpResponse, ApiError> {
     let gateway = gateway(&state)?;
     let limits = gateway.limits();
-    limits.look_up(&name, &whose.caller()).ok_or(NO_LIMIT)?;
+    let find = || limits.look_up(&name, &whose.caller()).map(drop).ok_or(NO_LIMIT);
+    find()?;
     // Whose, but for addresses, and for what may be a key or a token in place of a name.
     let (table, api_key) = (gateway.table(), whose.api_key.as_deref());
     let known = |name: &&str| is_shown_id(name) || table.api_keys.values().any(|held| **held == **name);
@@ -295,7 +320,7 @@ pub async fn reset_bucket(
     .flatten()
     .collect();
     let detail = json!({ "by": by, "api_key": api_key.filter(known), "route": route });
-    operator.note(&state, "limit.reset", &name, detail)?;
+    noted(find, |(), ()| true, || operator.note(&state, "limit.reset", &name, detail))?;
     Ok(cached::fresh(Forgotten { reset: limits.reset(&name, &whose.caller()) }, state.clock.now()))
 }
 
@@ -306,17 +331,23 @@ const SAVED: Duration = Duration::from_secs(1);
 #[derive(Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum CanaryOrder {
-    /// To the next step.
+    /// To the next step now, without waiting for what it waits for, and on by itself from there.
+    Step,
+    /// All to it, whatever it does: its end.
     Promote,
-    /// To nothing, until it is resumed.
+    /// Nothing to it, also of those who ask for it, until it is resumed.
     Abort,
-    /// On from where it began.
+    /// On by itself: from where it is held, or from the first step if it was promoted or aborted.
     Resume,
-    /// So many percent, without steps.
+    /// So many percent, which it keeps, without steps, unless it does badly.
     Weight(f64),
 }
 
-/// Promotes, aborts or resumes a route's canary, or gives it a weight.
+pub(super) fn canary(gateway: &Gateway, route: &str) -> Result<Canary, ApiError> {
+    gateway.canary(route).ok_or(ApiError::NotFound("there is no route with a canary of this name"))
+}
+
+/// Takes a route's canary to its next step, promotes, aborts or resumes it, or gives it a weight.
 #[utoipa::path(tag = "admin", operation_id = "admin_canary", params(("route" = String, Path, description = "A route with a canary", example = "users")),
     request_body(content = CanaryOrder, example = json!({"weight": 12.5})), security(("operator" = [])), responses(
     (status = 200, body = Envelope<CanarySnapshot>, example = json!({"success": true, "data": {"upstream": "users_next", "phase": "held", "weight": 12.5, "next": null, "since": 1795420800123_i64, "reason": "ordered", "waits": null,
@@ -324,6 +355,7 @@ pub enum CanaryOrder {
         "transitions": 3, "aborts": 0, "last": [{"at": 1795420800123_i64, "from": 10.0, "to": 12.5, "phase": "held", "reason": "ordered", "here": true}], "saved": true, "shared": true, "restarts": 0}, "timestamp": 1795420800})),
     (status = 401, body = ErrorEnvelope, description = "Not the operator"),
     (status = 404, body = ErrorEnvelope, description = "There is no such canary"),
+    (status = 409, body = ErrorEnvelope, description = "The config was changed meanwhile, or there is no next step"),
 ))]
 #[post("/api/v1/admin/routes/{route}/canary")]
 pub async fn steer_canary(
@@ -332,11 +364,9 @@ pub async fn steer_canary(
     route: web::Path<String>,
     order: web::Json<CanaryOrder>,
 ) -> Result<HttpResponse, ApiError> {
-    let table = gateway(&state)?.table();
-    let found = table.routes.iter().find(|known| known.options.name == *route);
-    let (canary, _) = found
-        .and_then(|route| route.canary.as_ref())
-        .ok_or(ApiError::NotFound("there is no route with a canary of this name"))?;
+    let gateway = gateway(&state)?;
+    let find = || canary(gateway, &route);
+    find()?;
     let weight = match &*order {
         CanaryOrder::Weight(percent) => Some(
             Weight::percent(*percent)
@@ -344,8 +374,15 @@ pub async fn steer_canary(
         ),
         _ => None,
     };
-    operator.note(&state, "canary", &route, json!(&*order))?;
+    let canary = noted(find, Canary::is, || operator.note(&state, "canary", &route, json!(&*order)))?;
     match (&*order, weight) {
+        (CanaryOrder::Step, _) => {
+            if !canary.step() {
+                return Err(ApiError::Conflict(
+                    "there is no step after where it stands: promote gives it all, resume begins again one that has ended",
+                ));
+            }
+        }
         (CanaryOrder::Promote, _) => canary.promote(),
         (CanaryOrder::Abort, _) => canary.abort(),
         (CanaryOrder::Resume, _) => canary.resume(),

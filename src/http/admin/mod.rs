@@ -3,6 +3,8 @@
 
 pub mod config;
 pub mod gateway;
+#[cfg(test)]
+mod gateway_tests;
 
 use actix_web::web;
 
