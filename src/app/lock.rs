@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// The lock of a data folder, until dropped. The kernel lets go of it when the process dies, however it dies.
@@ -39,7 +40,8 @@ impl DataLock {
     /// Takes the folder, which is made if there is none.
     pub fn acquire(folder: &Path) -> Result<Self, LockError> {
         let failed = |error| LockError::Io { folder: folder.to_owned(), error };
-        fs::create_dir_all(folder).map_err(failed)?;
+        // Accounts and events are nobody else's business. One that is there is its owner's to decide on.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
         let path = folder.join("LOCK");
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;

@@ -41,11 +41,15 @@ enum ConfigCommand {
     },
 }
 
-/// Runs it. The config that was read may be one that cannot be used: then the rest is where it is by default.
+/// Runs it. The config that was read may be one that cannot be used: then the server has to be named.
 pub async fn run(config: Result<Config, ConfigError>, args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let (listen, key) = match config {
         Ok(config) => (config.admin.listen.map(|at| at.to_string()), config.live.admin_key.clone()),
-        Err(_) => (Some(String::from("127.0.0.1:8081")), std::env::var(format!("{ENV_PREFIX}SERVER__ADMIN_KEY")).ok()),
+        // Where its server is nobody knows, and another one might listen where it would by default.
+        Err(error) if args.admin.is_none() => {
+            bail!("{error}\nto reach its running server all the same, say where its admin API is: --admin URL")
+        }
+        Err(_) => (None, std::env::var(format!("{ENV_PREFIX}SERVER__ADMIN_KEY")).ok()),
     };
     let url = match (args.admin, listen) {
         (Some(url), _) => url,

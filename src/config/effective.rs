@@ -133,6 +133,7 @@ pub(super) fn is_secret(key: &str) -> bool {
     let name = key.rsplit('.').next().unwrap_or(key);
     let secret = |word: &str| name == word || name.ends_with(&format!("_{word}"));
     key.starts_with("gateway.api_keys.")
+        || key.contains(".request_headers.")
         || key.starts_with("stream.properties.")
         || ["password", "token", "secret", "admin_key", "write_keys"].iter().any(|word| secret(word))
 }
@@ -221,7 +222,8 @@ mod tests {
     fn all_settings_are_shown_and_no_secret_is() {
         let shown = of("[server]\nadmin_key = \"s3cr3t-key-of-ours\"\n[catalog]\nurl = \"postgres://me:s3cr3t@host/shop?sslmode=require\"\n\
              [stream]\nsasl_password = \"s3cr3t\"\nproperties = { \"ssl.key.password\" = \"s3cr3t\" }\n\
-             [sites.shop]\nwrite_keys = [\"s3cr3t-1\", \"s3cr3t-2\"]\n[stats]\nurl = [\"redis://:s3cr3t@a:1\", \"redis://b\"]\n[gateway.api_keys]\ntill = \"sha256:s3cr3t\"")
+             [sites.shop]\nwrite_keys = [\"s3cr3t-1\", \"s3cr3t-2\"]\n[stats]\nurl = [\"redis://:s3cr3t@a:1\", \"redis://b\"]\n[gateway.api_keys]\ntill = \"sha256:s3cr3t\"\n\
+             [[gateway.routes]]\nname = \"a\"\nrequest_headers = { x-internal-token = \"s3cr3t\", authorization = \"s3cr3t\" }")
         .shown();
         let text = toml::to_string(&shown).unwrap();
         assert!(!text.contains("s3cr3t"), "{text}");

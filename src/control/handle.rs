@@ -14,12 +14,13 @@ use super::disk::{self, Fresh};
 use super::history::{History, How, Version};
 use super::judge::Judge;
 use super::{Applied, ControlError};
-use crate::clock::{Clock, Monotonic};
+use crate::clock::{Clock, Monotonic, Nanos};
 use crate::config::Config;
 use crate::config::admin::AdminOptions;
 use crate::config::effective::{Change, changes_between};
 use crate::config::live::{LiveConfig, follows};
 use crate::gateway::Gateway;
+use crate::gateway::breaker::{Forced, State as BreakerState};
 
 /// How often totals are looked at, and whether the file is another one. Its contents decide: files that are links into a folder
 /// that is swapped, and editors that write another file in its place, say nothing by their times.
@@ -61,8 +62,8 @@ pub(super) struct State {
     pub history: History,
     /// The file's text as it was last dealt with, taken or refused.
     pub seen: Option<String>,
-    /// A text that was there at the last look: it is taken when it is there at the next one too, and so whole.
-    pub coming: Option<String>,
+    /// Another text, and since when it is there: it is taken when nobody has written for a while, and so whole.
+    pub coming: Option<(Option<String>, Nanos)>,
     pub judge: Judge,
     /// What was in force before the first change that is not yet known to be good: there it goes back to.
     pub good: Option<u64>,
@@ -138,14 +139,23 @@ impl Control {
         let audit = AuditLog::open(&config.data.join("audit.log")).map_err(disk_error("the log of changes"))?;
         let text = config.origin.text()?;
         let latest = history.latest().map(|latest| latest.version);
-        if latest.and_then(|latest| history.text(latest)) != Some(text.clone()) {
+        let known = latest.and_then(|latest| history.text(latest));
+        if known != Some(text.clone()) {
+            // Made while no server ran: who it was is not known.
+            let before = known.flatten().and_then(|text| config.origin.with_foreign("history", text).ok());
+            let changes = before.map(|before| before.effective.changes(&config.effective)).unwrap_or_default();
+            if !changes.is_empty() {
+                let detail = serde_json::json!({ "how": How::Start, "changes": changes });
+                let entry = AuditEntry { who: "start", action: "config.apply", target: "config", detail };
+                audit.write(clock.now(), &entry).map_err(disk_error("the log of changes"))?;
+            }
             let version = Version {
                 version: 0,
                 at: clock.now(),
                 who: String::from("start"),
                 how: How::Start,
                 reason: None,
-                changes: Vec::new(),
+                changes,
             };
             history.add(version, text.clone()).map_err(of_history())?;
         }
@@ -350,7 +360,11 @@ impl Control {
         let before = inner.config.load_full();
         coming.config.fits(&inner.start)?;
         let changes = changes_between(&before, &coming.config);
-        let restart = waits_for_restart(&changes, inner.gateway.is_some());
+        // What is again as the process began with it waits for nothing.
+        let of_start = changes_between(&inner.start, &coming.config);
+        let pending: Vec<Change> =
+            changes.iter().filter(|change| of_start.iter().any(|other| other.key == change.key)).cloned().collect();
+        let restart = waits_for_restart(&pending, inner.gateway.is_some());
         let Coming { config, text, who, how, reason } = coming;
         if changes.is_empty() {
             return Ok(Applied { version: state.version(), changes, restart });
@@ -395,6 +409,9 @@ impl Control {
                 return Err(error);
             }
         };
+        if matches!(how, How::Automatic | How::Rollback) {
+            self.forget_failures(&changes);
+        }
         // Last, and at once: what requests see never has to be taken back.
         let config = Arc::new(config);
         inner.config.store(config.clone());
@@ -411,6 +428,24 @@ impl Control {
             log::warn!("config: these wait for the next start: {}", restart.join(", "));
         }
         Ok(Applied { version, changes, restart })
+    }
+}
+
+impl Control {
+    /// What failed by a change that is taken back must not be held against what was there before: breakers of upstreams that it
+    /// had changed begin anew.
+    fn forget_failures(&self, changes: &[Change]) {
+        let Some(gateway) = &self.0.gateway else { return };
+        let table = gateway.table();
+        for (name, service) in &table.services {
+            let prefix = format!("gateway.upstreams.{name}.");
+            let state = service.upstream().snapshot().breaker.map(|breaker| breaker.state);
+            let is_forced = matches!(state, Some(BreakerState::ForcedOpen | BreakerState::ForcedClosed));
+            if changes.iter().any(|change| change.key.starts_with(&prefix)) && !is_forced {
+                service.upstream().force(Some(Forced::Closed));
+                service.upstream().force(None);
+            }
+        }
     }
 }
 

@@ -4,7 +4,11 @@
 use super::handle::{Control, State};
 use super::history::How;
 use super::judge::{Tally, Totals, Verdict};
+use crate::clock::Nanos;
 use crate::gateway::Gateway;
+
+/// How long nobody must have written to the file before it is taken: some write it in pieces.
+const SETTLED: Nanos = 1_000_000_000;
 
 impl Control {
     pub(super) fn totals(&self) -> Totals {
@@ -38,8 +42,17 @@ impl Control {
         let Ok(Ok(text)) = tokio::task::spawn_blocking(move || origin.text()).await else { return };
         if text == state.seen {
             state.coming = None;
-        } else if text != state.coming {
-            state.coming = text;
+            return;
+        }
+        let since = match &state.coming {
+            Some((coming, since)) if *coming == text => *since,
+            _ => now,
+        };
+        if now.saturating_sub(since) < SETTLED {
+            state.coming = Some((text, since));
+        } else if text.as_deref().is_some_and(|text| text.trim().is_empty()) {
+            // A server may start without settings; one that runs has lost them.
+            state.tell("empty", "the file is empty now, and is not taken; to run with defaults, start again");
         } else if let Err(error) = self.take_file(&mut state, "the file", How::File) {
             let error = error.to_string();
             state.tell(&error, &format!("the file was changed and is not taken:\n{error}"));

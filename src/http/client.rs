@@ -169,10 +169,10 @@ impl FromRequest for Operator {
         // Who may as this machine may still say who it is.
         let operator = move |found: Found| match (found, allowed) {
             (Ok(Some(somebody)), _) if somebody.operates() => Ok(Operator { who: Cow::Owned(somebody.who()) }),
-            (_, Ok(())) => Ok(Operator { who: Cow::Borrowed("this machine") }),
-            (Ok(Some(_)), Err(_)) => Err(ApiError::Forbidden("this is for operators")),
-            (Ok(None), Err(not_so)) => Err(not_so),
-            (Err(error), Err(_)) => Err(error),
+            (Ok(None), allowed) => allowed.map(|()| Operator { who: Cow::Borrowed("this machine") }),
+            // Who shows something that is not good is not let in for where they sit: they may be finding out what it is good for.
+            (Ok(Some(_)), _) => Err(ApiError::Forbidden("this is for operators")),
+            (Err(error), _) => Err(error),
         };
         match recognise(req) {
             Either::Left(found) => Either::Left(ready(operator(found))),

@@ -174,6 +174,8 @@ impl Application {
         let server = HttpServer::new(move || {
             App::new()
                 .app_data(state.clone())
+                // Whatever curl calls it.
+                .app_data(routes::json_bodies())
                 .app_data(openapi.clone())
                 .app_data(routes::query_errors())
                 .app_data(routes::path_errors())

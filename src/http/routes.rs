@@ -2,8 +2,8 @@
 
 use actix_web::http::header;
 use actix_web::middleware::from_fn;
-use actix_web::web::{self, PathConfig, QueryConfig, ServiceConfig};
-use actix_web::{HttpResponse, middleware::Compress};
+use actix_web::web::{self, JsonConfig, PathConfig, QueryConfig, ServiceConfig};
+use actix_web::{HttpRequest, HttpResponse, middleware::Compress};
 
 use super::error::ApiError;
 use super::{assets, auth, caches, catalog, catalog_write, cors, ingest, live, openapi, operate, sessions, statistics};
@@ -76,6 +76,20 @@ async fn to_docs() -> HttpResponse {
 /// Bad query strings are told like every other error.
 pub fn query_errors() -> QueryConfig {
     QueryConfig::default().error_handler(|error, _| ApiError::BadRequest(error.to_string()).into())
+}
+
+/// Bodies of orders, whatever their type is said to be.
+pub fn json_bodies() -> JsonConfig {
+    let told = |error: actix_web::error::JsonPayloadError, _: &HttpRequest| {
+        let text = match &error {
+            actix_web::error::JsonPayloadError::Deserialize(error) => {
+                format!("the body is not what it must be: {error}")
+            }
+            error => error.to_string(),
+        };
+        ApiError::BadRequest(text).into()
+    };
+    JsonConfig::default().content_type_required(false).content_type(|_| true).error_handler(told)
 }
 
 /// So are bad path segments.

@@ -449,6 +449,8 @@ async fn a_proxy_on_this_machine_is_no_operator() {
     let plain = TestApp::start().await;
     let proxied = TestApp::with(&[("server.trusted_proxies", "[\"127.0.0.1\"]")], Clock::system()).await;
     let (plain, proxied) = (plain.url.clone(), proxied.url.clone());
+    let junk = client::get_with(&format!("{plain}/api/v1/export"), &[("authorization", "Bearer junk")]).await;
+    assert_eq!(junk.status, 401, "what is shown must be good");
     beside(move || {
         let status = |url: &str, version: &str| {
             let mut wire = Wire::to(url);
@@ -480,7 +482,8 @@ async fn no_address_is_kept_or_logged() {
         if path.is_dir() {
             pending.extend(std::fs::read_dir(path).unwrap().map(|e| e.unwrap().path()));
         } else {
-            let bytes = std::fs::read(&path).unwrap();
+            // Databases may still be putting their logs away.
+            let Ok(bytes) = std::fs::read(&path) else { continue };
             for needle in [&b"203.0.113"[..], &[203, 0, 113, 77]] {
                 assert!(!bytes.windows(needle.len()).any(|w| w == needle), "an address in {}", path.display());
             }

@@ -266,7 +266,12 @@ async fn without_a_key_it_is_this_machine_or_who_it_says_it_is() {
     let (boss, _) = tokens(&refresh(&app.url, &token).await);
     let id = with_token(&app.url, "/api/v1/auth/me", &boss).await.json()["data"]["id"].as_str().unwrap().to_owned();
     change_everything(&app, &backend, "", Some(&format!("Bearer {boss}")), &format!("account boss ({id})")).await;
-    change_everything(&app, &backend, "", Some(&format!("Bearer {plain}")), "this machine").await;
+    // Who shows what is not enough is not let in for where they sit.
+    let breaker = format!("{}/api/v1/admin/upstreams/a/breaker", app.admin());
+    for (bearer, status) in [(plain.as_str(), 403), ("rubbish", 401)] {
+        let headers = [("content-type", "application/json"), ("authorization", &format!("Bearer {bearer}"))];
+        assert_eq!(client::send("POST", &breaker, &headers, &json!({"state": "open"})).await.status, status);
+    }
 }
 
 #[actix_web::test]

@@ -104,6 +104,8 @@ async fn the_gateway_is_looked_into_and_steered() {
     assert_eq!(client::request("DELETE", &url, &[]).await.json()["data"], json!({"reset": true}));
     assert_eq!(get(&app, "limits/few/bucket?address=127.0.0.1").await["remaining"], 5);
     assert_eq!(get(&app, "limits").await[0]["allowed"], 3);
+    let nobodys = format!("{}/api/v1/admin/limits/few/bucket", app.admin());
+    assert_eq!(client::get(&nobodys).await.status, 404, "it goes by address");
 
     let order = |state: &str| json!({ "state": state });
     let breaker = format!("{}/api/v1/admin/upstreams/a/breaker", app.admin());

@@ -102,6 +102,9 @@ async fn a_harmless_change_behind_a_harmful_one_does_not_keep_it() {
     assert_eq!(client::get(&url).await.status, 500);
     assert_eq!(post(&app, "config", &config(&dead, 2, "")).await.status, 200);
     within(Duration::from_secs(10), "both are taken back", async || client::get(&url).await.status == 200).await;
+    // What failed meanwhile is not held against what is there again.
+    traffic(&url).await;
+    assert_eq!(get(&app, "upstreams").await[0]["breaker"]["state"], "closed");
     let history = get(&app, "config/history").await;
     assert_eq!((&history[0]["how"], &history[0]["version"]), (&json!("automatic"), &json!(4)));
     assert!(history[0]["reason"].as_str().unwrap().ends_with("back to version 1"), "{}", history[0]);
@@ -124,6 +127,36 @@ async fn harm_is_taken_back_also_when_the_disk_takes_nothing() {
     within(Duration::from_secs(10), "it is taken back", async || client::get(&url).await.status == 200).await;
     assert_eq!(post(&app, "config", &config(&backend, 2, "")).await.status, 503, "a person's change is not made then");
     assert_eq!(client::get(&url).await.status, 200);
+}
+
+#[actix_web::test]
+async fn a_file_that_was_emptied_is_not_taken() {
+    let backend = Backend::echo();
+    let app = TestApp::with_gateway(behind_head(&config(&backend, 1, "")), &[]).await;
+    std::fs::write(file(&app), " \n").unwrap();
+    let url = format!("{}/x", app.gateway());
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < Duration::from_millis(2500) {
+        assert_eq!(client::get(&url).await.status, 200);
+    }
+    std::fs::write(file(&app), config(&backend, 2, "")).unwrap();
+    eventually("the next is", async || get(&app, "config").await["version"] == 2).await;
+}
+
+#[actix_web::test]
+async fn what_changed_while_no_server_ran_is_told_too() {
+    let backend = Backend::echo();
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    Process::with_gateway(&data, behind_head(&config(&backend, 1, "")), &[]).kill();
+    let server = Process::with_gateway(&data, behind_head(&config(&backend, 3, "")), &[]);
+    let history = client::get(&format!("{}/api/v1/admin/config/history", server.admin)).await.json()["data"].clone();
+    let change = json!([{"key": "gateway.routes.all.retries", "before": "1", "after": "3"}]);
+    assert_eq!((&history[0]["how"], &history[0]["changes"]), (&json!("start"), &change));
+    let log = std::fs::read_to_string(data.join("audit.log")).unwrap();
+    assert!(log.contains("gateway.routes.all.retries") && log.lines().count() == 1, "{log}");
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(std::fs::metadata(&data).unwrap().permissions().mode() & 0o777, 0o700, "it is nobody else's");
 }
 
 #[actix_web::test]
@@ -165,6 +198,8 @@ async fn the_command_line_changes_a_running_server() {
         // A mistake is told where its author made it.
         std::fs::write(&next, "[server]\nworker = 1\n").unwrap();
         let (code, _, said) = command(&["apply", next.to_str().unwrap()]);
+        let (lost, _, why) = run(&["--config", next.to_str().unwrap(), "config", "rollback"]);
+        assert!(lost != Some(0) && why.contains("server.worker") && why.contains("--admin URL"), "{why}");
         assert!(code != Some(0) && said.contains(&format!("{}:2:1: server.worker: ", next.display())), "{said}");
     })
     .await

@@ -12,8 +12,8 @@ use utoipa::{IntoParams, ToSchema};
 use crate::gateway::Gateway;
 use crate::gateway::breaker::Forced;
 use crate::gateway::canary::{Canary, CanarySnapshot, Weight};
-use crate::gateway::limit::{Caller, LimitStats};
-use crate::gateway::options::{Destination, PathMatch};
+use crate::gateway::limit::{Caller, LimitStats, Limits};
+use crate::gateway::options::{Destination, LimitKey, PathMatch};
 use crate::gateway::table::Route;
 use crate::gateway::upstream::{Upstream, UpstreamSnapshot};
 use crate::http::State;
@@ -239,6 +239,14 @@ pub struct Whose {
 }
 
 impl Whose {
+    /// Whether it has an address where the limit goes by that.
+    fn fits(&self, limits: &Limits, name: &str) -> Result<(), ApiError> {
+        let stats = limits.stats();
+        let limit = stats.limits.iter().find(|limit| &*limit.name == name);
+        let by_address = limit.is_some_and(|limit| limit.options.by.contains(&LimitKey::Address));
+        if by_address && self.address.is_none() { Err(NO_LIMIT) } else { Ok(()) }
+    }
+
     fn caller(&self) -> Caller<'_> {
         Caller {
             address: self.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
@@ -276,7 +284,9 @@ pub async fn bucket(
     name: web::Path<String>,
     whose: web::Query<Whose>,
 ) -> Result<HttpResponse, ApiError> {
-    let found = gateway(&state)?.limits().look_up(&name, &whose.caller()).ok_or(NO_LIMIT)?;
+    let limits = gateway(&state)?.limits();
+    whose.fits(limits, &name)?;
+    let found = limits.look_up(&name, &whose.caller()).ok_or(NO_LIMIT)?;
     let full_in_ms = u64::try_from(found.full_in.as_millis()).unwrap_or(u64::MAX);
     Ok(cached::fresh(BucketView { remaining: found.remaining, burst: found.burst, full_in_ms }, state.clock.now()))
 }

@@ -56,11 +56,17 @@ impl Work for CreateAccount {
         true
     }
 
-    async fn run<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<(), IdentityError> {
-        let Account { id, login, email, password, roles, .. } = &self.0;
+    async fn run<S: Session>(&self, s: &mut S, _: UnixMillis) -> Result<(), IdentityError> {
+        let Account { id, login, email, password, roles, created_at } = &self.0;
         let email = email.as_ref().map_or(Value::Null, Value::text);
-        let values =
-            vec![Value::text(id), Value::text(login), email, Value::text(password), role_text(roles), Value::Int(now)];
+        let values = vec![
+            Value::text(id),
+            Value::text(login),
+            email,
+            Value::text(password),
+            role_text(roles),
+            Value::Int(*created_at),
+        ];
         let sql = "INSERT INTO accounts (id, login, email, password, roles, created_at) VALUES (?, ?, ?, ?, ?, ?)";
         s.rows(sql, values).await?;
         Ok(())
