@@ -23,6 +23,8 @@ mod service;
 mod session;
 mod store;
 mod tend;
+#[cfg(test)]
+mod tests;
 mod token;
 
 pub use accounts::{AccountView, Tokens};
