@@ -12,7 +12,7 @@ use super::names::{self, Registration};
 use super::password::Verdict;
 use super::principal::{Principal, Proof, Role};
 use super::service::{Identity, Inner};
-use super::session::{RefreshToken, hash_of};
+use super::session::{RefreshToken, sent};
 use super::store::{Account, Begin, By, ChangeAccount, CreateAccount, FindAccount, IsKnown, Revoke, Rotate, Rotated};
 use super::{random, sha256};
 use crate::clock::{UnixMillis, millis, rfc3339};
@@ -112,7 +112,7 @@ impl Inner {
 
     /// The tokens of a new session, and what begins it.
     pub(super) fn session(&self, account: &Account, network: Network) -> Result<(Begin, Tokens), IdentityError> {
-        let (family, token, now) = (new_id()?, RefreshToken::new()?, self.clock.now());
+        let (family, token, now) = (new_id()?, RefreshToken::first()?, self.clock.now());
         let options = &self.options;
         let family_expires_at = now.saturating_add(millis(options.session_lifetime));
         let expires_at = now.saturating_add(millis(options.refresh_lifetime)).min(family_expires_at);
@@ -121,7 +121,7 @@ impl Inner {
             account: account.id.clone(),
             password: account.password.clone(),
             network: network_hash(&account.id, network),
-            hash: token.hash.clone(),
+            token: token.traces.clone(),
             expires_at,
             family_expires_at,
         };
@@ -295,9 +295,10 @@ impl Identity {
     pub async fn refresh(&self, token: &str) -> Result<Tokens, IdentityError> {
         let inner = &self.inner;
         inner.ready()?;
-        let hash = hash_of(token).ok_or(IdentityError::RefreshToken)?;
-        let next = RefreshToken::new()?;
-        let rotate = Rotate { hash, next: next.hash.clone(), lifetime: millis(inner.options.refresh_lifetime) };
+        let sent = sent(token).ok_or(IdentityError::RefreshToken)?;
+        let next = RefreshToken::after(&sent)?;
+        let lifetime = millis(inner.options.refresh_lifetime);
+        let rotate = Rotate { token: sent.traces, next: next.traces.hash.clone(), lifetime };
         match inner.database.run(rotate).await? {
             Rotated::Next { account, family, expires_at } => inner.tokens(&account, &family, next, expires_at),
             Rotated::Dead => Err(IdentityError::RefreshToken),
@@ -315,8 +316,8 @@ impl Identity {
     /// When the database is busy.
     pub async fn logout(&self, token: &str) -> Result<(), IdentityError> {
         self.inner.ready()?;
-        match hash_of(token) {
-            Some(hash) => self.inner.database.run(Revoke::Token(hash)).await,
+        match sent(token) {
+            Some(sent) => self.inner.database.run(Revoke::Token(sent.traces)).await,
             None => Ok(()),
         }
     }

@@ -19,6 +19,7 @@ mod owner;
 mod password;
 mod principal;
 mod ring;
+mod ring_file;
 mod service;
 mod session;
 mod store;
