@@ -26,6 +26,7 @@ mod gateway_smuggling;
 mod identity;
 mod issuers;
 mod kafka;
+mod lifetimes;
 mod limits;
 mod live_config;
 mod overload;
