@@ -19,6 +19,11 @@ pub const HOUR: UnixMillis = 60 * MINUTE;
 /// One UTC day, in [`UnixMillis`].
 pub const DAY: UnixMillis = 24 * HOUR;
 
+/// A span in the unit of [`UnixMillis`], as long as that can say.
+pub fn millis(span: Duration) -> UnixMillis {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
+}
+
 /// Wall time, real or moved by hand.
 #[derive(Clone, Debug, Default)]
 pub struct Clock(Option<Arc<AtomicI64>>);
@@ -40,16 +45,14 @@ impl Clock {
         match &self.0 {
             Some(manual) => manual.load(Ordering::SeqCst),
             // A clock before 1970 is broken; 0 makes that visible without a panic.
-            None => SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX)),
+            None => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
         }
     }
 
     /// Moves a manual clock on; does nothing to the system's.
     pub fn advance(&self, by: Duration) {
         if let Some(manual) = &self.0 {
-            manual.fetch_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX), Ordering::SeqCst);
+            manual.fetch_add(millis(by), Ordering::SeqCst);
         }
     }
 

@@ -1,21 +1,21 @@
 //! Registering, logging in, refreshing and logging out.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error::IdentityError;
-use super::lockout::Network;
+use super::lockout::{Attempt, Lockout, Network};
 use super::names::{self, Registration};
 use super::password::Verdict;
 use super::principal::{Principal, Proof, Role};
 use super::service::{Identity, Inner};
-use super::session::{RefreshToken, hash_of};
+use super::session::{RefreshToken, sent};
 use super::store::{Account, Begin, By, ChangeAccount, CreateAccount, FindAccount, IsKnown, Revoke, Rotate, Rotated};
 use super::{random, sha256};
-use crate::clock::{UnixMillis, rfc3339};
+use crate::clock::{UnixMillis, millis, rfc3339};
 use crate::database::DatabaseError;
 
 /// What somebody gets who logs in or refreshes.
@@ -78,10 +78,6 @@ impl From<Account> for AccountView {
 /// How often a password is proved that others change at the same time.
 const TRIES: usize = 4;
 
-fn millis(span: Duration) -> i64 {
-    i64::try_from(span.as_millis()).unwrap_or(i64::MAX / 4)
-}
-
 fn new_id() -> Result<String, IdentityError> {
     Ok(super::hex(&random::<16>()?))
 }
@@ -116,7 +112,7 @@ impl Inner {
 
     /// The tokens of a new session, and what begins it.
     pub(super) fn session(&self, account: &Account, network: Network) -> Result<(Begin, Tokens), IdentityError> {
-        let (family, token, now) = (new_id()?, RefreshToken::new()?, self.clock.now());
+        let (family, token, now) = (new_id()?, RefreshToken::first()?, self.clock.now());
         let options = &self.options;
         let family_expires_at = now.saturating_add(millis(options.session_lifetime));
         let expires_at = now.saturating_add(millis(options.refresh_lifetime)).min(family_expires_at);
@@ -125,7 +121,7 @@ impl Inner {
             account: account.id.clone(),
             password: account.password.clone(),
             network: network_hash(&account.id, network),
-            hash: token.hash.clone(),
+            token: token.traces.clone(),
             expires_at,
             family_expires_at,
         };
@@ -142,28 +138,31 @@ impl Inner {
         then: impl AsyncFn(Account, Verdict) -> Result<Option<T>, IdentityError>,
     ) -> Result<T, IdentityError> {
         let (key, now) = (self.account_key(name), self.clock.now());
-        let guarded = self.lockout.lock().guarded(key, now);
+        let guarded = self.lockout.lock().guarded(key, network, now);
         // Also asked for nobody: it must not show by its time whether there is an account.
         let of = account.as_ref().map_or(name, |account| &account.id);
         let known = guarded && {
             let network = network_hash(of, network);
             self.database.run(IsKnown { account: of.to_owned(), network }).await?
         };
-        let attempt = self.lockout.lock().begin(key, network, known, now);
-        let attempt = attempt.map_err(|retry_after| IdentityError::TooMany { retry_after })?;
-        let (mut account, mut fresh) = (account, true);
+        // Before anything counts: what finds no place must not push out what counted before.
+        let place = self.hashing.place(network)?;
+        let undecided = Undecided::begin(&self.lockout, key, network, known, now)?;
+        let core = place.core().await?;
+        let attempt = undecided.decide();
+        let (mut account, mut first) = (account, Some(core));
         for _ in 0..TRIES {
             let hash = account.as_ref().map(|account| account.password.clone());
-            let verdict = self.hashing.verify(password.to_owned(), hash).await;
-            let verdict = verdict.inspect_err(|_| {
-                if fresh {
-                    self.lockout.lock().undecided(&attempt);
-                }
-            })?;
+            let fresh = first.is_some();
+            let core = match first.take() {
+                Some(core) => core,
+                None => self.hashing.place(network)?.core().await?,
+            };
+            let verdict = core.verify(password.to_owned(), hash).await?;
             let Some(proven) = account.filter(|_| verdict != Verdict::Wrong) else {
                 return Err(IdentityError::Credentials);
             };
-            if std::mem::take(&mut fresh) {
+            if fresh {
                 self.lockout.lock().succeeded(&attempt);
             }
             let id = proven.id.clone();
@@ -182,8 +181,8 @@ impl Inner {
     }
 
     /// The account with a new hash, if one can be made now; the next login tries again.
-    async fn rehash(&self, mut account: Account, password: String) -> Account {
-        if let Ok(new) = self.hashing.hash(password).await {
+    async fn rehash(&self, mut account: Account, password: String, network: Network) -> Account {
+        if let Ok(new) = self.hashing.hash(password, network).await {
             let change =
                 ChangeAccount::Hash { id: account.id.clone(), old: account.password.clone(), new: new.clone() };
             if self.database.run(change).await == Ok(true) {
@@ -191,6 +190,42 @@ impl Inner {
             }
         }
         account
+    }
+}
+
+/// An attempt that counts, and of which nothing is found out yet. Dropped so, as when no thread came in time or whoever asked
+/// went away before, it is taken back.
+struct Undecided<'a> {
+    lockout: &'a Mutex<Lockout>,
+    attempt: Attempt,
+    open: bool,
+}
+
+impl<'a> Undecided<'a> {
+    fn begin(
+        lockout: &'a Mutex<Lockout>,
+        key: u64,
+        network: Network,
+        known: bool,
+        now: UnixMillis,
+    ) -> Result<Self, IdentityError> {
+        let attempt = lockout.lock().begin(key, network, known, now);
+        let attempt = attempt.map_err(|retry_after| IdentityError::TooMany { retry_after })?;
+        Ok(Self { lockout, attempt, open: true })
+    }
+
+    /// It is being found out now: a failure, unless it turns out to be none.
+    fn decide(mut self) -> Attempt {
+        self.open = false;
+        self.attempt
+    }
+}
+
+impl Drop for Undecided<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            self.lockout.lock().undecided(&self.attempt);
+        }
     }
 }
 
@@ -214,8 +249,10 @@ impl Identity {
         }
         inner.ready()?;
         let now = inner.clock.now();
+        // First a place: what finds none makes no account that would count.
+        let place = inner.hashing.place(network)?;
         inner.lockout.lock().register(network, now).map_err(|retry_after| IdentityError::TooMany { retry_after })?;
-        let hash = inner.hashing.hash(new.password.clone()).await?;
+        let hash = place.core().await?.hash(new.password.clone()).await?;
         let account = new_account(new, hash, now)?;
         inner.database.run(CreateAccount(account.clone())).await?;
         Ok(account.into())
@@ -236,7 +273,7 @@ impl Identity {
         let account = inner.database.run(FindAccount(By::Login(name.clone()))).await?;
         let log_in = async |account: Account, verdict| {
             let outdated = verdict == Verdict::Outdated;
-            let account = if outdated { inner.rehash(account, password.to_owned()).await } else { account };
+            let account = if outdated { inner.rehash(account, password.to_owned(), network).await } else { account };
             let (begin, tokens) = inner.session(&account, network)?;
             Ok(inner.database.run(begin).await?.then_some(tokens))
         };
@@ -258,9 +295,10 @@ impl Identity {
     pub async fn refresh(&self, token: &str) -> Result<Tokens, IdentityError> {
         let inner = &self.inner;
         inner.may_issue().await?;
-        let hash = hash_of(token).ok_or(IdentityError::RefreshToken)?;
-        let next = RefreshToken::new()?;
-        let rotate = Rotate { hash, next: next.hash.clone(), lifetime: millis(inner.options.refresh_lifetime) };
+        let sent = sent(token).ok_or(IdentityError::RefreshToken)?;
+        let next = RefreshToken::after(&sent)?;
+        let lifetime = millis(inner.options.refresh_lifetime);
+        let rotate = Rotate { token: sent.traces, next: next.traces.hash.clone(), lifetime };
         match inner.database.run(rotate).await? {
             Rotated::Next { account, family, expires_at } => inner.tokens(&account, &family, next, expires_at),
             Rotated::Dead => Err(IdentityError::RefreshToken),
@@ -278,8 +316,8 @@ impl Identity {
     /// When the database is busy.
     pub async fn logout(&self, token: &str) -> Result<(), IdentityError> {
         self.inner.ready()?;
-        match hash_of(token) {
-            Some(hash) => self.inner.database.run(Revoke::Token(hash)).await,
+        match sent(token) {
+            Some(sent) => self.inner.database.run(Revoke::Token(sent.traces)).await,
             None => Ok(()),
         }
     }

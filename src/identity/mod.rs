@@ -20,10 +20,13 @@ mod owner;
 mod password;
 mod principal;
 mod ring;
+mod ring_file;
 mod service;
 mod session;
 mod store;
 mod tend;
+#[cfg(test)]
+mod tests;
 mod token;
 mod unknown;
 

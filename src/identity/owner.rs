@@ -74,7 +74,7 @@ impl Identity {
         }
         let inner = &self.inner;
         let change = async |mut account: Account, _| {
-            let hash = inner.hashing.hash(new.to_owned()).await?;
+            let hash = inner.hashing.hash(new.to_owned(), network).await?;
             let old = std::mem::replace(&mut account.password, hash.clone());
             let (begin, tokens) = inner.session(&account, network)?;
             let change = ChangePassword { account: account.id, old: Some(old), new: hash, then: Some(begin) };

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::IdentityError;
 use super::token::{LEEWAY, VerifyingKey};
-use crate::clock::{SECOND, UnixMillis};
+use crate::clock::{SECOND, UnixMillis, millis};
 
 /// An Ed25519 key pair. Its private half is never shown.
 #[derive(Clone, Serialize, Deserialize)]
@@ -129,7 +129,6 @@ impl Ring {
     /// What it is after `now`: the next key takes over when the active one has signed for a period, and what nobody needs any
     /// more is forgotten. `None` if nothing changes.
     pub fn step(&self, now: UnixMillis, period: Duration, lifetime: Duration) -> Result<Option<Self>, IdentityError> {
-        let millis = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX / 4);
         let mut after = self.clone();
         after.retired.retain(|key| key.until > now);
         if now.saturating_sub(self.since) >= millis(period) {
@@ -147,7 +146,6 @@ impl Ring {
 
     /// The public halves, with the time until which each may be needed.
     pub fn published(&self, now: UnixMillis, period: Duration, lifetime: Duration) -> Vec<Retired> {
-        let millis = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX / 8);
         let life = millis(lifetime).saturating_add(2 * i64::from(LEEWAY) * SECOND);
         // One whose turn is over signs on if the next cannot be taken up, as when the disk is full.
         let until = |periods: i64| {

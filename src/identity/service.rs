@@ -1,11 +1,7 @@
 //! Identity as others see it: whom a request is from, by what is published in this process.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::hash::Hasher;
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -31,6 +27,7 @@ use super::password::Passwords;
 use super::principal::{Principal, Proof, Role};
 use super::random;
 use super::ring::{Retired, Ring, verifying};
+use super::ring_file::open_ring;
 use super::store::Mark;
 use super::token::{Sent, VerifyingKey, outline, sent, sign, verify};
 use super::unknown::Unknown;
@@ -215,20 +212,6 @@ impl Identity {
     pub fn key(&self, sent: &[u8]) -> Option<Result<Arc<Principal>, Rejection>> {
         let text = std::str::from_utf8(sent).ok().filter(|text| api_key::looks_like_one(text))?;
         self.inner.recognise(text).map(|result| self.inner.counted(result))
-    }
-
-    /// Both: whom a request is from.
-    ///
-    /// # Errors
-    /// When what it says is not good, or that cannot be said now.
-    pub async fn identify<'a>(
-        &self,
-        authorization: impl Iterator<Item = &'a [u8]>,
-    ) -> Result<Option<Arc<Principal>>, Rejection> {
-        match self.recognise(authorization) {
-            Recognised::Done(result) => result,
-            Recognised::Ask(token) => self.ask(token).await,
-        }
     }
 
     /// The public keys, as a JSON Web Key Set.
@@ -417,19 +400,6 @@ impl Inner {
         self.signing.load().ring.published(self.clock.now(), options.key_rotation, options.access_lifetime)
     }
 
-    /// Takes the next key up if it is time to: written first, then published, then used.
-    pub fn rotate(&self) -> Result<bool, IdentityError> {
-        let now = self.clock.now();
-        let held = self.signing.load_full();
-        let Some(after) = held.ring.step(now, self.options.key_rotation, self.options.access_lifetime)? else {
-            return Ok(false);
-        };
-        write_ring(&self.options.keys, &after)?;
-        let changed = after.active.kid != held.ring.active.kid;
-        self.signing.store(Arc::new(Signing::new(after)));
-        Ok(changed)
-    }
-
     /// An access token.
     pub fn access_token(
         &self,
@@ -497,35 +467,4 @@ fn verify_foreign(
         scopes: claims.scope.map(Several::into_vec).unwrap_or_default(),
         proof: Proof::Issuer(options.issuer.as_str().into()),
     }))
-}
-
-fn keys_error(error: std::io::Error) -> IdentityError {
-    IdentityError::Keys(error.to_string())
-}
-
-fn open_ring(folder: &Path, now: UnixMillis) -> Result<Ring, IdentityError> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(keys_error)?;
-    match fs::read(folder.join("keys.json")) {
-        Ok(text) => Ring::read(&text),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let ring = Ring::new(now)?;
-            write_ring(folder, &ring)?;
-            Ok(ring)
-        }
-        Err(error) => Err(keys_error(error)),
-    }
-}
-
-/// Whole or not at all, and for nobody else to read.
-fn write_ring(folder: &Path, ring: &Ring) -> Result<(), IdentityError> {
-    let beside = folder.join("keys.json.new");
-    let write = || {
-        let mut options = fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-        file.write_all(&ring.write())?;
-        file.sync_all()?;
-        fs::rename(&beside, folder.join("keys.json"))?;
-        fs::File::open(folder)?.sync_all()
-    };
-    write().map_err(keys_error)
 }

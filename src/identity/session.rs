@@ -4,36 +4,69 @@
 //! was first: the family ends, and everybody must log in again (RFC 9700, section 4.14.2). A client that did not get the
 //! answer may ask again within [`GRACE`], as long as nobody used what it was given; what it was given first then counts as
 //! used, so that at most one token of a family is ever good.
+//!
+//! The first half of a token is its family's *handle*, by which one is known for a used one also when there is nothing of it
+//! any more: whoever has the handle had a token of the family. So used tokens are forgotten after [`KEPT`], and a family that
+//! is refreshed for months has two or three rows. Only hashes of either are stored.
 
 use std::time::Duration;
 
 use super::error::IdentityError;
 use super::{hex, random, sha256};
-use crate::clock::UnixMillis;
+use crate::clock::{UnixMillis, millis};
 
 /// How long an answer that was lost may be asked for again.
 pub(super) const GRACE: Duration = Duration::from_secs(10);
+/// How long a used token is kept: for [`GRACE`], on whatever instance with whatever clock.
+pub(super) const KEPT: Duration = Duration::from_secs(600);
 const PREFIX: &str = "tgr_";
+/// Hex digits of each half.
+const HALF: usize = 32;
 
-/// A token, which only its client has, and its hash, which we keep.
+/// A token, which only its client has, and what we keep of it.
 pub(super) struct RefreshToken {
     pub text: String,
+    pub traces: Traces,
+}
+
+/// Hashes of a token and of its family's handle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Traces {
     pub hash: String,
+    pub handle: String,
+}
+
+/// A token that was sent.
+pub(super) struct Sent<'a> {
+    handle: &'a str,
+    pub traces: Traces,
 }
 
 impl RefreshToken {
-    pub fn new() -> Result<Self, IdentityError> {
-        let secret: [u8; 32] = random()?;
-        let text = format!("{PREFIX}{}", hex(&secret));
-        let hash = sha256(text.as_bytes());
-        Ok(Self { text, hash })
+    /// The first of a family.
+    pub fn first() -> Result<Self, IdentityError> {
+        Self::of(&hex(&random::<{ HALF / 2 }>()?))
+    }
+
+    /// The next one after this.
+    pub fn after(sent: &Sent<'_>) -> Result<Self, IdentityError> {
+        Self::of(sent.handle)
+    }
+
+    fn of(handle: &str) -> Result<Self, IdentityError> {
+        let text = format!("{PREFIX}{handle}{}", hex(&random::<{ HALF / 2 }>()?));
+        let traces = Traces { hash: sha256(text.as_bytes()), handle: sha256(handle.as_bytes()) };
+        Ok(Self { text, traces })
     }
 }
 
-/// The hash of a token that was sent, if it looks like one.
-pub(super) fn hash_of(text: &str) -> Option<String> {
+/// What a token is known by that was sent, if it looks like one.
+pub(super) fn sent(text: &str) -> Option<Sent<'_>> {
     let secret = text.strip_prefix(PREFIX)?;
-    (secret.len() == 64 && secret.bytes().all(|b| b.is_ascii_hexdigit())).then(|| sha256(text.as_bytes()))
+    let handle = secret.get(..HALF)?;
+    let whole = secret.len() == 2 * HALF && secret.bytes().all(|b| b.is_ascii_hexdigit());
+    let traces = || Traces { hash: sha256(text.as_bytes()), handle: sha256(handle.as_bytes()) };
+    whole.then(|| Sent { handle, traces: traces() })
 }
 
 /// What is stored of a token that was presented.
@@ -66,7 +99,7 @@ impl Presented {
             return Verdict::Dead;
         }
         let Some(used_at) = self.used_at else { return Verdict::Rotate };
-        let fresh = now.saturating_sub(used_at) <= i64::try_from(GRACE.as_millis()).unwrap_or(0);
+        let fresh = now.saturating_sub(used_at) <= millis(GRACE);
         if fresh && !self.successor_used { Verdict::Again } else { Verdict::Reused }
     }
 }
@@ -93,11 +126,17 @@ mod tests {
 
     #[test]
     fn what_does_not_look_like_one_is_not_looked_for() {
-        let token = RefreshToken::new().unwrap();
-        assert_eq!(hash_of(&token.text).as_ref(), Some(&token.hash));
-        assert_ne!(token.text, RefreshToken::new().unwrap().text);
+        let token = RefreshToken::first().unwrap();
+        let seen = sent(&token.text).unwrap();
+        assert_eq!(seen.traces, token.traces);
+        assert_ne!(token.text, RefreshToken::first().unwrap().text);
         for bad in ["", "tgr_", "tgr_xyz", &token.text[..67], &format!("{}0", token.text), &token.text[4..]] {
-            assert_eq!(hash_of(bad), None, "{bad}");
+            assert!(sent(bad).is_none(), "{bad}");
         }
+        assert!(sent(&format!("tgr_{}", "ä".repeat(32))).is_none());
+        // The next is another one of the same family.
+        let next = RefreshToken::after(&seen).unwrap();
+        assert_eq!(next.traces.handle, token.traces.handle);
+        assert_ne!(next.traces.hash, token.traces.hash);
     }
 }

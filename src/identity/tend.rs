@@ -11,16 +11,19 @@ use super::error::IdentityError;
 use super::issuers::Issuer;
 use super::service::{Identity, Inner};
 use super::store::{AllKeys, ChangedKeys, PublishKeys, Purge};
-use crate::clock::{HOUR, UnixMillis};
+use crate::clock::{HOUR, MINUTE, UnixMillis};
 
 /// How often an issuer's schedule is looked at.
 const LOOK: Duration = Duration::from_millis(500);
+/// Between two chunks of what is forgotten, so that others get at the database.
+const BREATH: Duration = Duration::from_millis(20);
 
 pub(super) fn start(inner: &Arc<Inner>) {
     let stopping = || inner.stopping.subscribe();
     let issuers = inner.issuers.iter().map(|issuer| tokio::spawn(tend_issuer(Arc::downgrade(issuer), stopping())));
     let mut tasks: Vec<_> = issuers.collect();
     tasks.push(tokio::spawn(tend(Arc::downgrade(inner), stopping())));
+    tasks.push(tokio::spawn(forget(Arc::downgrade(inner), stopping())));
     *inner.tasks.lock() = tasks;
 }
 
@@ -41,10 +44,9 @@ async fn tend_issuer(issuer: Weak<Issuer>, mut stopping: watch::Receiver<bool>) 
 }
 
 async fn tend(weak: Weak<Inner>, mut stopping: watch::Receiver<bool>) {
-    let mut purged_at = UnixMillis::MIN / 2;
     let mut well = true;
     while let Some(inner) = weak.upgrade() {
-        let rotated = inner.rotate();
+        let rotated = inner.rotate().await;
         let stuck = inner.stuck.swap(rotated.is_err(), Ordering::Relaxed);
         match rotated {
             Ok(true) => log::info!("identity: the next signing key is in use"),
@@ -56,12 +58,7 @@ async fn tend(weak: Weak<Inner>, mut stopping: watch::Receiver<bool>) {
         // Whatever becomes of the rest, ours are known here.
         inner.publish();
         if inner.database.is_ready() {
-            let now = inner.clock.now();
-            let mut done = inner.sync().await;
-            if done.is_ok() && now.saturating_sub(purged_at) >= HOUR {
-                done = inner.database.run(Purge).await;
-                purged_at = now;
-            }
+            let done = inner.sync().await;
             match &done {
                 Err(error) if well => log::warn!("identity: {error}; keys are used as they were read last"),
                 Ok(()) if !well => log::info!("identity: the database can be read again"),
@@ -74,6 +71,41 @@ async fn tend(weak: Weak<Inner>, mut stopping: watch::Receiver<bool>) {
         if !pause(wait, &mut stopping).await {
             return;
         }
+    }
+}
+
+/// Forgets what has ended, beside the rest: after months of it that takes many chunks.
+async fn forget(weak: Weak<Inner>, mut stopping: watch::Receiver<bool>) {
+    let mut next = UnixMillis::MIN;
+    let mut well = true;
+    while let Some(inner) = weak.upgrade() {
+        let mut wait = inner.options.refresh_interval;
+        if inner.database.is_ready() && inner.clock.now() >= next {
+            let done = inner.database.run(Purge).await;
+            match &done {
+                Err(error) if well => log::warn!("identity: {error}; sessions that have ended are forgotten later"),
+                Ok(_) if !well => log::info!("identity: sessions that have ended are forgotten again"),
+                _ => {}
+            }
+            well = done.is_ok();
+            if done == Ok(true) {
+                wait = BREATH;
+            }
+            next = inner.clock.now().saturating_add(until_next(&done));
+        }
+        drop(inner);
+        if !pause(wait, &mut stopping).await {
+            return;
+        }
+    }
+}
+
+/// When what has ended is looked for again, by whether there may be more of it.
+fn until_next(done: &Result<bool, IdentityError>) -> UnixMillis {
+    match done {
+        Ok(true) => 0,
+        Ok(false) => HOUR,
+        Err(_) => MINUTE,
     }
 }
 
@@ -154,5 +186,17 @@ impl Identity {
     pub async fn ready(&self, limit: Duration) -> bool {
         let sync = async { self.inner.database.ready(limit).await && self.inner.sync().await.is_ok() };
         tokio::time::timeout(limit, sync).await.unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_forgotten_at_once_and_what_failed_soon() {
+        assert_eq!(until_next(&Ok(true)), 0);
+        assert_eq!(until_next(&Ok(false)), HOUR);
+        assert_eq!(until_next(&Err(IdentityError::NotReady)), MINUTE);
     }
 }

@@ -27,6 +27,7 @@ mod identity;
 mod identity_keys;
 mod issuers;
 mod kafka;
+mod lifetimes;
 mod limits;
 mod live_config;
 mod overload;

@@ -1,5 +1,7 @@
 //! What owners of accounts, and operators in their name, do with them: passwords, sessions, the end; on all three databases.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -225,13 +227,16 @@ async fn nothing_lives_on_that_met_a_change_of_the_password_on_any_database() {
             for _ in 0..4 {
                 sessions.push(login(&url, &user).await.1);
             }
-            // Refreshes one after the other in each session, and logins with the old password, until they are refused.
+            // Refreshes one after the other in each session, and logins with the old password, until they are refused; the
+            // password changes when each of them is in the middle of it.
+            let going = Arc::new(AtomicUsize::new(0));
+            let tasks = sessions.len() + 3;
             let deadline = Instant::now() + Duration::from_secs(20);
             let refreshing: Vec<_> = sessions
                 .into_iter()
                 .chain([mine])
                 .map(|mut token| {
-                    let url = url.clone();
+                    let (url, going) = (url.clone(), going.clone());
                     actix_web::rt::spawn(async move {
                         for n in 0.. {
                             let answer = refresh(&url, &token).await;
@@ -240,6 +245,7 @@ async fn nothing_lives_on_that_met_a_change_of_the_password_on_any_database() {
                                 return n;
                             }
                             token = tokens(&answer).1;
+                            going.fetch_add(usize::from(n == 0), Ordering::SeqCst);
                             assert!(Instant::now() < deadline, "a session lives on");
                         }
                         unreachable!()
@@ -248,7 +254,7 @@ async fn nothing_lives_on_that_met_a_change_of_the_password_on_any_database() {
                 .collect();
             let coming: Vec<_> = (0..2)
                 .map(|_| {
-                    let (url, user) = (url.clone(), user.clone());
+                    let (url, user, going) = (url.clone(), user.clone(), going.clone());
                     actix_web::rt::spawn(async move {
                         let mut held = vec![];
                         loop {
@@ -258,12 +264,13 @@ async fn nothing_lives_on_that_met_a_change_of_the_password_on_any_database() {
                                 return held;
                             }
                             held.push(tokens(&answer).1);
+                            going.fetch_add(usize::from(held.len() == 1), Ordering::SeqCst);
                             assert!(Instant::now() < deadline, "the old password is good for ever");
                         }
                     })
                 })
                 .collect();
-            tokio::time::sleep(Duration::from_millis(5 * (round % 5))).await;
+            eventually("all are at it", async || going.load(Ordering::SeqCst) == tasks).await;
             let (_, kept) = tokens(&change(&url, &access, PASSWORD, NEXT).await);
             for one in refreshing {
                 refreshed += one.await.unwrap();
@@ -278,6 +285,7 @@ async fn nothing_lives_on_that_met_a_change_of_the_password_on_any_database() {
             assert_eq!(self::sessions(&url, &access).await.len(), 1, "{name}, round {round}");
         }
         println!("{name}: {refreshed} refreshes and {logged_in} logins came before the change");
+        assert!(refreshed > 0 && logged_in > 0, "{name}: {refreshed} refreshes and {logged_in} logins met the change");
         app.stop().await;
     }
 }

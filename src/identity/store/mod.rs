@@ -1,14 +1,17 @@
 //! What is asked of the database: accounts, families of refresh tokens, API keys, and the public halves of signing keys.
 
+mod purge;
 mod sessions;
+mod tokens;
 
+pub(super) use purge::Purge;
 pub(super) use sessions::{ChangePassword, DeleteAccount, EndSessions, SessionRow, Sessions};
+pub(super) use tokens::{Begin, Revoke, Rotate, Rotated};
 
 use super::api_key::ApiKey;
 use super::error::IdentityError;
 use super::principal::{Role, roles};
 use super::ring::Retired;
-use super::session::{Presented, Verdict};
 use crate::clock::UnixMillis;
 use crate::database::{DatabaseError, Dialect, Row, Session, Value, Work, end};
 
@@ -197,204 +200,6 @@ async fn hold<S: Session>(s: &mut S, account: &str, password: Option<&str>) -> R
 /// What locks the rows that are read. SQLite has one writer at a time.
 fn lock<S: Session>() -> &'static str {
     if S::DIALECT == Dialect::Sqlite { "" } else { " FOR UPDATE" }
-}
-
-/// Begins a family with its first token, if the account still has the password that was proved; whether it has.
-pub(super) struct Begin {
-    pub family: String,
-    pub account: String,
-    /// Its hash.
-    pub password: String,
-    pub network: String,
-    pub hash: String,
-    pub expires_at: UnixMillis,
-    pub family_expires_at: UnixMillis,
-}
-
-impl Work for Begin {
-    type Done = bool;
-    type Error = IdentityError;
-
-    fn writes(&self) -> bool {
-        true
-    }
-
-    async fn run<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<bool, IdentityError> {
-        s.begin().await?;
-        let done = self.begin(s, now).await;
-        end(s, done).await
-    }
-}
-
-impl Begin {
-    async fn begin<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<bool, IdentityError> {
-        if !hold(s, &self.account, Some(&self.password)).await? {
-            return Ok(false);
-        }
-        let sql = "INSERT INTO token_families (id, account_id, network, created_at, expires_at) VALUES (?, ?, ?, ?, ?)";
-        let values = vec![
-            Value::text(&self.family),
-            Value::text(&self.account),
-            Value::text(&self.network),
-            Value::Int(now),
-            Value::Int(self.family_expires_at),
-        ];
-        s.rows(sql, values).await?;
-        insert_token(s, &self.hash, &self.family, self.expires_at, now).await?;
-        Ok(true)
-    }
-}
-
-async fn insert_token<S: Session>(
-    s: &mut S,
-    hash: &str,
-    family: &str,
-    expires_at: UnixMillis,
-    now: UnixMillis,
-) -> Result<(), IdentityError> {
-    let sql = "INSERT INTO refresh_tokens (hash, family_id, created_at, expires_at) VALUES (?, ?, ?, ?)";
-    s.rows(sql, vec![Value::text(hash), Value::text(family), Value::Int(now), Value::Int(expires_at)]).await?;
-    Ok(())
-}
-
-async fn revoke<S: Session>(s: &mut S, family: &str, now: UnixMillis) -> Result<(), IdentityError> {
-    let sql = "UPDATE token_families SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL";
-    s.rows(sql, vec![Value::Int(now), Value::text(family)]).await?;
-    Ok(())
-}
-
-/// Uses a token.
-pub(super) struct Rotate {
-    pub hash: String,
-    /// Of the next one.
-    pub next: String,
-    pub lifetime: i64,
-}
-
-/// What came of it.
-pub(super) enum Rotated {
-    /// The next token holds until then.
-    Next { account: Box<Account>, family: String, expires_at: UnixMillis },
-    /// There is none.
-    Dead,
-    /// It was used before, and its family is revoked now.
-    Reused,
-}
-
-impl Work for Rotate {
-    type Done = Rotated;
-    type Error = IdentityError;
-
-    fn writes(&self) -> bool {
-        true
-    }
-
-    async fn run<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<Rotated, IdentityError> {
-        s.begin().await?;
-        let done = self.rotate(s, now).await;
-        end(s, done).await
-    }
-}
-
-impl Rotate {
-    async fn rotate<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<Rotated, IdentityError> {
-        // All that happens to a family happens one after another. It is held before its tokens, as whatever deletes it takes
-        // them in that order too: in one statement with its token it would be held after it.
-        let sql = "SELECT family_id FROM refresh_tokens WHERE hash = ?";
-        let mut rows = s.rows(sql, vec![Value::text(&self.hash)]).await?;
-        let Some(row) = rows.first_mut() else { return Ok(Rotated::Dead) };
-        let family = row.text(0)?;
-        let sql = format!("SELECT account_id, revoked_at, expires_at FROM token_families WHERE id = ?{}", lock::<S>());
-        let mut rows = s.rows(&sql, vec![Value::text(&family)]).await?;
-        let Some(row) = rows.first_mut() else { return Ok(Rotated::Dead) };
-        let (owner, revoked_at, family_expires_at) = (row.text(0)?, row.optional_int(1)?, row.int(2)?);
-        // It may have been used, or have gone, while this waited for the family.
-        let sql = format!("SELECT used_at, expires_at FROM refresh_tokens WHERE hash = ?{}", lock::<S>());
-        let mut rows = s.rows(&sql, vec![Value::text(&self.hash)]).await?;
-        let Some(row) = rows.first_mut() else { return Ok(Rotated::Dead) };
-        let mut token = Presented {
-            family_revoked: revoked_at.is_some(),
-            family_expires_at,
-            used_at: row.optional_int(0)?,
-            expires_at: row.int(1)?,
-            successor_used: false,
-        };
-        if let Some(used_at) = token.used_at {
-            let sql = "SELECT hash FROM refresh_tokens WHERE family_id = ? AND created_at >= ? AND used_at >= ? \
-                       AND hash <> ? LIMIT 1";
-            let values = vec![Value::text(&family), Value::Int(used_at), Value::Int(used_at), Value::text(&self.hash)];
-            token.successor_used = !s.rows(sql, values).await?.is_empty();
-        }
-        match token.judge(now) {
-            Verdict::Dead => return Ok(Rotated::Dead),
-            Verdict::Reused => {
-                revoke(s, &family, now).await?;
-                return Ok(Rotated::Reused);
-            }
-            Verdict::Rotate => {
-                let values = vec![Value::Int(now), Value::text(&self.hash)];
-                s.rows("UPDATE refresh_tokens SET used_at = ? WHERE hash = ?", values).await?;
-            }
-            Verdict::Again => {
-                // As if long ago: what was given out before and comes now is one too many.
-                let sql = "UPDATE refresh_tokens SET used_at = 0 WHERE family_id = ? AND used_at IS NULL";
-                s.rows(sql, vec![Value::text(&family)]).await?;
-            }
-        }
-        let sql = format!("{ACCOUNT} WHERE a.id = ?");
-        let owner = s.rows(&sql, vec![Value::text(&owner)]).await?.first_mut().map(account).transpose()?;
-        let Some(owner) = owner else { return Ok(Rotated::Dead) };
-        let expires_at = now.saturating_add(self.lifetime).min(token.family_expires_at);
-        insert_token(s, &self.next, &family, expires_at, now).await?;
-        Ok(Rotated::Next { account: Box::new(owner), family, expires_at })
-    }
-}
-
-/// Ends the family of a token, or a family.
-pub(super) enum Revoke {
-    Token(String),
-    Family(String),
-}
-
-impl Work for Revoke {
-    type Done = ();
-    type Error = IdentityError;
-
-    fn writes(&self) -> bool {
-        true
-    }
-
-    async fn run<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<(), IdentityError> {
-        match self {
-            Self::Family(family) => revoke(s, family, now).await,
-            Self::Token(hash) => {
-                let sql = "SELECT family_id FROM refresh_tokens WHERE hash = ?";
-                match s.rows(sql, vec![Value::text(hash)]).await?.first_mut() {
-                    Some(row) => revoke(s, &row.text(0)?, now).await,
-                    None => Ok(()),
-                }
-            }
-        }
-    }
-}
-
-/// Forgets families with their tokens, single tokens, and signing keys, that have ended.
-pub(super) struct Purge;
-
-impl Work for Purge {
-    type Done = ();
-    type Error = IdentityError;
-
-    fn writes(&self) -> bool {
-        true
-    }
-
-    async fn run<S: Session>(&self, s: &mut S, now: UnixMillis) -> Result<(), IdentityError> {
-        s.rows("DELETE FROM token_families WHERE expires_at < ?", vec![Value::Int(now)]).await?;
-        s.rows("DELETE FROM refresh_tokens WHERE expires_at < ?", vec![Value::Int(now)]).await?;
-        s.rows("DELETE FROM signing_keys WHERE expires_at < ?", vec![Value::Int(now)]).await?;
-        Ok(())
-    }
 }
 
 /// Stores an API key.

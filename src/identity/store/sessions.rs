@@ -3,7 +3,8 @@
 //! Whatever begins a session or ends them all holds the account first, and a refresh holds its family: so none lives on that
 //! was begun with a password of before, or refreshed while the password changed.
 
-use super::{Begin, hold, lock, revoke};
+use super::tokens::revoke;
+use super::{Begin, hold, lock};
 use crate::clock::UnixMillis;
 use crate::database::{Session, Value, Work, end};
 use crate::identity::error::IdentityError;
