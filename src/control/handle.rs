@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_util::FutureExt;
 use tokio::sync::Mutex;
 
@@ -55,6 +55,8 @@ pub(super) struct Inner {
     config: ArcSwap<Config>,
     /// What requests see of it.
     live: LiveConfig,
+    /// What is wrong, for health; the log says more.
+    pub fault: ArcSwapOption<&'static str>,
     pub state: Mutex<State>,
 }
 
@@ -170,6 +172,7 @@ impl Control {
             start: config.clone(),
             config: ArcSwap::new(config),
             live,
+            fault: ArcSwapOption::empty(),
             state: Mutex::new(state),
         };
         let this = Self(Arc::new(inner));
@@ -190,6 +193,11 @@ impl Control {
     /// What is in force.
     pub fn config(&self) -> Arc<Config> {
         self.0.config.load_full()
+    }
+
+    /// What is wrong with the config: for whoever may know no more of it.
+    pub fn fault(&self) -> Option<&'static str> {
+        self.0.fault.load().as_deref().copied()
     }
 
     /// The version in force, and all that are kept, the latest first.

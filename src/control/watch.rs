@@ -1,6 +1,8 @@
 //! What is looked at by itself, several times a second: whether the file is another one, and whether requests fail since the last
 //! change that did not before.
 
+use std::sync::Arc;
+
 use super::handle::{Control, State};
 use super::history::How;
 use super::judge::{Tally, Totals, Verdict};
@@ -9,6 +11,10 @@ use crate::gateway::Gateway;
 
 /// How long nobody must have written to the file before it is taken: some write it in pieces.
 const SETTLED: Nanos = 1_000_000_000;
+
+const EMPTY: &str = "empty";
+const NOT_TAKEN: &str = "the config file was changed and is not in force: the log and `tidegate check` say why";
+const NOT_TAKEN_BACK: &str = "a change after which requests fail cannot be taken back: the log says why";
 
 impl Control {
     pub(super) fn totals(&self) -> Totals {
@@ -42,6 +48,9 @@ impl Control {
         let Ok(Ok(text)) = tokio::task::spawn_blocking(move || origin.text()).await else { return };
         if text == state.seen {
             state.coming = None;
+            if state.told.as_deref() == Some(EMPTY) {
+                self.mended(&mut state);
+            }
             return;
         }
         let since = match &state.coming {
@@ -52,13 +61,20 @@ impl Control {
             state.coming = Some((text, since));
         } else if text.as_deref().is_some_and(|text| text.trim().is_empty()) {
             // A server may start without settings; one that runs has lost them.
-            state.tell("empty", "the file is empty now, and is not taken; to run with defaults, start again");
+            self.0.fault.store(Some(Arc::new(NOT_TAKEN)));
+            state.tell(EMPTY, "the file is empty now, and is not taken; to run with defaults, start again");
         } else if let Err(error) = self.take_file(&mut state, "the file", How::File) {
+            self.0.fault.store(Some(Arc::new(NOT_TAKEN)));
             let error = error.to_string();
             state.tell(&error, &format!("the file was changed and is not taken:\n{error}"));
         } else {
-            state.told = None;
+            self.mended(&mut state);
         }
+    }
+
+    fn mended(&self, state: &mut State) {
+        state.told = None;
+        self.0.fault.store(None);
     }
 
     /// Goes back to what was in force before it became worse, or to what came before that, where it cannot be had any more.
@@ -70,12 +86,13 @@ impl Control {
             let reason = format!("{reason}; back to version {to}");
             match self.go_back(state, to, "the server", How::Automatic, reason.clone()) {
                 Ok(_) => {
-                    state.told = None;
+                    self.mended(state);
                     return log::error!("config: {reason}");
                 }
                 Err(error) => why = format!("version {to}: {error}"),
             }
         }
+        self.0.fault.store(Some(Arc::new(NOT_TAKEN_BACK)));
         state.tell(&why, &format!("{reason}; it cannot be taken back: {why}"));
     }
 

@@ -42,6 +42,9 @@ pub struct Health {
     /// `starting`, `ready` or `draining`.
     phase: &'static str,
     version: &'static str,
+    /// The config, where something is wrong with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    config: Option<ConfigHealth>,
     journal: JournalHealth,
     stats: StatsHealth,
     /// Where several instances add up, if anywhere.
@@ -57,6 +60,13 @@ pub struct Health {
     /// What is in front of other services, if anything.
     #[serde(skip_serializing_if = "Option::is_none")]
     gateway: Option<GatewayHealth>,
+}
+
+/// What is wrong with the config of a running server.
+#[derive(Debug, Serialize, ToSchema)]
+struct ConfigHealth {
+    status: Status,
+    reason: &'static str,
 }
 
 /// The journal.
@@ -110,6 +120,7 @@ impl Health {
         catalog: &CatalogHandle,
         identity: &Identity,
         gateway: Option<&Gateway>,
+        config_fault: Option<&'static str>,
         lifecycle: &Lifecycle,
     ) -> Self {
         let phase = lifecycle.phase();
@@ -142,9 +153,12 @@ impl Health {
         let identity = IdentityHealth::of(identity);
         let gateway = gateway.map(GatewayHealth::of);
         let gateway_status = gateway.as_ref().map_or(Status::Ok, |gateway| gateway.status);
+        let config_status = if config_fault.is_some() { Status::Degraded } else { Status::Ok };
+        let config = config_fault.map(|reason| ConfigHealth { status: config_status, reason });
         let phase_status = if phase == Phase::Ready { Status::Ok } else { Status::Unavailable };
         Self {
             status: [
+                config_status,
                 stats_status,
                 shared_status,
                 stream_status,
@@ -161,6 +175,7 @@ impl Health {
                 Phase::Draining => "draining",
             },
             version: env!("CARGO_PKG_VERSION"),
+            config,
             journal: JournalHealth {
                 status: journal_status,
                 reason: fault,

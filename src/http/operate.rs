@@ -57,6 +57,7 @@ fn health_answer(state: &State) -> HttpResponse {
         &state.catalog,
         &state.identity,
         state.gateway.as_ref(),
+        state.control.fault(),
         &state.lifecycle,
     );
     let mut answer = match found.status {

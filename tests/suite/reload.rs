@@ -136,11 +136,18 @@ async fn a_file_that_was_emptied_is_not_taken() {
     std::fs::write(file(&app), " \n").unwrap();
     let url = format!("{}/x", app.gateway());
     let begun = std::time::Instant::now();
+    let fault = async || app.get("/health").await.json()["config"]["reason"].clone();
     while begun.elapsed() < Duration::from_millis(2500) {
         assert_eq!(client::get(&url).await.status, 200);
     }
+    assert!(fault().await.as_str().unwrap().contains("not in force"));
+    std::fs::write(file(&app), config(&backend, 1, "")).unwrap();
+    eventually("it is as it was", async || fault().await.is_null()).await;
+    std::fs::write(file(&app), "rubbish = [").unwrap();
+    eventually("health has it", async || fault().await.as_str().is_some_and(|why| why.contains("not in force"))).await;
     std::fs::write(file(&app), config(&backend, 2, "")).unwrap();
-    eventually("the next is", async || get(&app, "config").await["version"] == 2).await;
+    eventually("the next is taken", async || get(&app, "config").await["version"] == 2).await;
+    eventually("health is well", async || fault().await.is_null()).await;
 }
 
 #[actix_web::test]
