@@ -26,7 +26,7 @@ mod tend;
 mod token;
 
 pub use accounts::{AccountView, Tokens};
-pub use api_key::{ApiKey, is_shown_id};
+pub use api_key::{ApiKey, is_key, is_shown_id};
 pub use error::{BadField, IdentityError, Rejection};
 pub use lockout::Network;
 pub use names::Registration;
