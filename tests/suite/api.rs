@@ -450,7 +450,7 @@ async fn a_proxy_on_this_machine_is_no_operator() {
     let proxied = TestApp::with(&[("server.trusted_proxies", "[\"127.0.0.1\"]")], Clock::system()).await;
     let (plain, proxied) = (plain.url.clone(), proxied.url.clone());
     beside(move || {
-        let mut status = |url: &str, version: &str| {
+        let status = |url: &str, version: &str| {
             let mut wire = Wire::to(url);
             let host = url.trim_start_matches("http://");
             wire.send(format!("GET /api/v1/export HTTP/{version}\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
