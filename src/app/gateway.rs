@@ -70,6 +70,10 @@ impl Identify for Accounts {
     fn key(&self, sent: &[u8]) -> Option<Identified> {
         self.0.key(sent).map(|result| identified(result.map(Some)))
     }
+
+    fn is_key(&self, sent: &[u8]) -> bool {
+        crate::identity::is_key(sent)
+    }
 }
 
 fn identified(result: Result<Option<Arc<Principal>>, Rejection>) -> Identified {

@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::options::{Protocol, UpstreamOptions, UpstreamTls};
-use super::socket::{Liveness, Socket};
+use super::socket::{self, Liveness, Socket};
 
 /// How long an address of a name may be silent before the next one is tried beside it (RFC 8305, section 5).
 const STAGGER: Duration = Duration::from_millis(250);
@@ -214,8 +214,7 @@ async fn reach(host: &str, port: u16) -> Result<TcpStream, ConnectError> {
             biased;
             done = attempts.next() => match done {
                 Some(Ok(stream)) => {
-                    // Without it small requests wait for the peer's delayed acknowledgement.
-                    stream.set_nodelay(true).map_err(|error| tcp_error(&error))?;
+                    socket::tune(&stream).map_err(|error| tcp_error(&error))?;
                     return Ok(stream);
                 }
                 Some(Err(error)) => Some(tcp_error(&error)),

@@ -13,6 +13,9 @@ pub trait Identify: Send + Sync {
 
     /// Whose an API key is; `None` if it does not look like one of theirs.
     fn key(&self, sent: &[u8]) -> Option<Identified>;
+
+    /// Whether this has all that makes an API key of theirs, be it good or not any more.
+    fn is_key(&self, sent: &[u8]) -> bool;
 }
 
 /// What is known of a request's credentials.

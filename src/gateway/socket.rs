@@ -1,4 +1,4 @@
-//! A TCP connection that others can look at while its owner, like an HTTP client, has it.
+//! How TCP connections are kept, on either side, and one that others can look at while its owner, like an HTTP client, has it.
 //!
 //! tokio's own stream has one owner, and a second descriptor for looking would keep the connection open after its owner let
 //! go. So the stream is counted, its owner holds the only strong count, and who looks holds a weak one.
@@ -7,10 +7,38 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
+
+/// After so long without a byte a peer is asked whether it is still there.
+const IDLE: Duration = Duration::from_secs(60);
+/// When it does not answer, again after so long each.
+const PROBE: Duration = Duration::from_secs(10);
+/// And so often.
+const PROBES: u32 = 3;
+/// So much may wait in the kernel that could not be sent yet, in bytes. What is on its way is not bounded by this.
+const UNSENT: u32 = 128 << 10;
+
+/// Sets up a connection, whoever made it.
+///
+/// # Errors
+/// When the system refuses, which it does for one that is broken.
+pub fn tune(stream: &TcpStream) -> io::Result<()> {
+    // What is written is written whole: waiting for more, or for the peer's delayed acknowledgement, only costs time.
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    // A peer that vanished without a word would else have its connection, and what hangs on that, for ever.
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(IDLE).with_interval(PROBE).with_retries(PROBES))?;
+    // Else the kernel takes megabytes, and says only when a third of them is gone that it takes more: whoever reads slowly and
+    // steadily would seem not to read at all.
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_notsent_lowat(UNSENT)?;
+    Ok(())
+}
 
 /// The owner's side.
 #[derive(Debug)]

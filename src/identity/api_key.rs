@@ -103,6 +103,11 @@ pub fn is_shown_id(text: &str) -> bool {
     text.strip_prefix(PREFIX).is_some_and(|id| id.len() == ID && id.bytes().all(lower))
 }
 
+/// Whether this has all of a key's parts, and its checksum: nobody else has such ones.
+pub fn is_key(sent: &[u8]) -> bool {
+    std::str::from_utf8(sent).is_ok_and(|text| id_of(text).is_some())
+}
+
 /// Whether a text begins as a key does.
 pub(super) fn looks_like_one(text: &str) -> bool {
     text.starts_with(PREFIX)

@@ -31,7 +31,7 @@ mod token;
 mod unknown;
 
 pub use accounts::{AccountView, Tokens};
-pub use api_key::{ApiKey, is_shown_id};
+pub use api_key::{ApiKey, is_key, is_shown_id};
 pub use error::{BadField, IdentityError, Rejection};
 pub use lockout::Network;
 pub use names::Registration;

@@ -107,6 +107,17 @@ async fn keys_of_identity_open_routes_by_their_scopes() {
     let theirs = seen(&get("/open/", "authorization", "Bearer tg_of-the-upstream").await);
     assert_eq!(told(&theirs, "authorization"), ["Bearer tg_of-the-upstream"], "an upstream has tokens of its own");
 
+    // A key in the one header does not carry one in the other to the upstream, nor does a dead one go there.
+    for (path, named) in [("/open/", "opensesame"), ("/closed/", all.as_str())] {
+        let bearer = format!("Bearer {some}");
+        let both = [("x-api-key", named), ("authorization", bearer.as_str())];
+        let heard = seen(&client::get_with(&format!("{}{path}", app.gateway()), &both).await);
+        assert!(
+            told(&heard, "authorization").is_empty() && !heard.to_string().contains(&some[16..]),
+            "{path}: {heard}"
+        );
+    }
+
     // A limit of its own for each key, in whichever header it comes.
     for key in [&all, &some] {
         let statuses = [
@@ -128,6 +139,8 @@ async fn keys_of_identity_open_routes_by_their_scopes() {
     assert!(tidegate(&data, "", &["key", "revoke", &shown(&none)]).0);
     let patience = std::time::Duration::from_secs(5);
     within(patience, "it ends", async || get("/closed/", "x-api-key", &none).await.status == 401).await;
+    let heard = seen(&get("/open/", "authorization", &format!("Bearer {none}")).await);
+    assert!(!heard.to_string().contains(&none[16..]), "{heard}");
     for key in [&all, &some, &none] {
         assert!(!app.get("/metrics").await.text().contains(&key[16..]));
     }

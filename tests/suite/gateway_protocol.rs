@@ -12,13 +12,13 @@ use crate::support::{Process, TestApp, eventually};
 use crate::wire::{PATIENCE, Wire, beside};
 
 /// A service whose connections a test speaks on by itself.
-struct Hand {
-    address: SocketAddr,
+pub struct Hand {
+    pub address: SocketAddr,
     connections: Receiver<TcpStream>,
 }
 
 impl Hand {
-    fn listen() -> Self {
+    pub fn listen() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (took, connections) = channel();
@@ -32,12 +32,12 @@ impl Hand {
         Self { address, connections }
     }
 
-    fn toml(&self) -> String {
+    pub fn toml(&self) -> String {
         format!("workers = 1\n[gateway.upstreams.a]\ntargets = [\"{}\"]\n", self.address)
     }
 
     /// The next connection, with the head of its first request.
-    fn take(&self) -> (Wire, String) {
+    pub fn take(&self) -> (Wire, String) {
         let stream = self.connections.recv_timeout(PATIENCE).expect("a connection");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -47,15 +47,15 @@ impl Hand {
     }
 }
 
-async fn with_hand(lines: &str) -> (TestApp, Hand, SocketAddr) {
+pub async fn with_hand(lines: &str) -> (TestApp, Hand, SocketAddr) {
     let hand = Hand::listen();
     let app = TestApp::with_gateway(&(hand.toml() + &route("all", &format!("path = \"/\"\n{lines}"))), &[]).await;
     let gateway = app.app().gateway_address().unwrap();
     (app, hand, gateway)
 }
 
-const UPGRADE: &str = "GET /chat HTTP/1.1\r\nHost: t\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+pub const UPGRADE: &str = "GET /chat HTTP/1.1\r\nHost: t\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+pub const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 #[actix_web::test]
 async fn an_upgrade_passes_bytes_both_ways() {
@@ -461,7 +461,7 @@ async fn slow_clients_are_cut_off() {
     .await;
 }
 
-async fn with_gateway_times(times: &str) -> (TestApp, Hand, SocketAddr) {
+pub async fn with_gateway_times(times: &str) -> (TestApp, Hand, SocketAddr) {
     let hand = Hand::listen();
     let app = TestApp::with_gateway(&(times.to_owned() + &hand.toml() + &route("all", "path = \"/\"")), &[]).await;
     let gateway = app.app().gateway_address().unwrap();
@@ -724,7 +724,7 @@ mod big {
     }
 }
 
-mod two {
+pub mod two {
     use std::convert::Infallible;
     use std::sync::Arc;
 
@@ -741,7 +741,7 @@ mod two {
 
     /// Spawns on the thread of the test.
     #[derive(Clone, Copy)]
-    struct Local;
+    pub struct Local;
 
     impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
         fn execute(&self, task: F) {
@@ -751,11 +751,11 @@ mod two {
         }
     }
 
-    fn file(name: &str) -> std::path::PathBuf {
+    pub fn file(name: &str) -> std::path::PathBuf {
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/gateway/test_tls").join(name)
     }
 
-    fn tls_toml(cert: &std::path::Path, key: &std::path::Path) -> String {
+    pub fn tls_toml(cert: &std::path::Path, key: &std::path::Path) -> String {
         format!(
             "tls_listen = \"127.0.0.1:0\"\ntls_cert_file = \"{}\"\ntls_key_file = \"{}\"\n",
             cert.display(),
@@ -774,18 +774,18 @@ mod two {
         tokio_rustls::TlsConnector::from(Arc::new(config))
     }
 
-    type Tls = tokio_rustls::client::TlsStream<tokio::net::TcpStream>;
+    pub type Tls = tokio_rustls::client::TlsStream<tokio::net::TcpStream>;
 
-    async fn connect(at: SocketAddr, ca: &[u8], alpn: &[&[u8]]) -> std::io::Result<Tls> {
+    pub async fn connect(at: SocketAddr, ca: &[u8], alpn: &[&[u8]]) -> std::io::Result<Tls> {
         let stream = tokio::net::TcpStream::connect(at).await?;
         stream.set_nodelay(true)?;
         connector(ca, alpn).connect(ServerName::try_from("tidegate.test").unwrap(), stream).await
     }
 
-    type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
-    type Sender2 = hyper::client::conn::http2::SendRequest<Body>;
+    pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
+    pub type Sender2 = hyper::client::conn::http2::SendRequest<Body>;
 
-    fn body(bytes: &'static str) -> Body {
+    pub fn body(bytes: &'static str) -> Body {
         Full::new(Bytes::from_static(bytes.as_bytes())).boxed_unsync()
     }
 
@@ -1013,7 +1013,7 @@ mod two {
     }
 
     #[actix_web::test]
-    async fn a_client_that_opens_no_window_is_cut_off() {
+    async fn an_answer_for_which_no_window_is_opened_is_cut_off() {
         let backend = Backend::start(|seen| match seen.target.as_str() {
             "/small" => Reply::ok("x"),
             _ => Reply::ok(&"x".repeat(1 << 20)),
@@ -1028,22 +1028,23 @@ mod two {
                 .handshake(TokioIo::new(connect(at, &ca, &[b"h2"]).await.unwrap()))
                 .await
                 .unwrap();
-            let ended = tokio::task::spawn_local(driver);
+            tokio::task::spawn_local(async move {
+                let _ = driver.await;
+            });
             let small = sender.send_request(Request::get("https://t/small").body(body("")).unwrap()).await.unwrap();
             assert_eq!(small.status(), 200);
             let large = sender.send_request(Request::get("https://t/large").body(body("")).unwrap()).await.unwrap();
             assert_eq!(large.status(), 200);
             // It reads nothing, and all the same holds on.
-            let _ = tokio::time::timeout(PATIENCE, ended).await.expect("it is held for ever");
+            eventually("nothing is under way", async || {
+                let text = app.get("/metrics").await.text();
+                let under_way = text.lines().filter(|line| line.starts_with("tidegate_upstream_in_flight"));
+                under_way.clone().count() > 0 && under_way.clone().all(|line| line.ends_with(" 0"))
+            })
+            .await;
             assert!(large.into_body().collect().await.is_err(), "it was cut");
             drop(small);
         }
-        eventually("nothing is under way", async || {
-            let text = app.get("/metrics").await.text();
-            let under_way = text.lines().filter(|line| line.starts_with("tidegate_upstream_in_flight"));
-            under_way.clone().count() > 0 && under_way.clone().all(|line| line.ends_with(" 0"))
-        })
-        .await;
     }
 
     #[actix_web::test]

@@ -22,6 +22,7 @@ mod gateway_canary_state;
 mod gateway_faults;
 mod gateway_keys;
 mod gateway_protocol;
+mod gateway_slow;
 mod gateway_smuggling;
 mod identity;
 mod identity_keys;

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use super::body::BodyError;
 use super::compress::Compressed;
@@ -15,9 +15,15 @@ use super::exchange::Exchange;
 use super::own::OwnBody;
 use super::pool::{Http1, Key, Pool};
 use super::send::Ticket;
+use super::stream::Stream;
 use super::worker::Worker;
+use crate::clock::{self, Nanos};
 use crate::gateway::headers;
 use crate::gateway::stale::Keeping;
+
+/// The most that is given to a stream of HTTP/2 at once, in bytes: the next is asked for when all of it was taken, and who takes it
+/// slowly must not seem to take nothing.
+const PIECE: usize = 16 << 10;
 
 /// The body of an answer.
 #[derive(Debug)]
@@ -29,8 +35,10 @@ pub struct Answer {
     deadline: Option<Pin<Box<Sleep>>>,
     /// What it broke off with, until that is told.
     broken: Option<BodyError>,
-    /// Whether there is a piece of it that the client may take, and nobody has asked for the next.
-    offered: bool,
+    /// What is left of a piece of its source.
+    rest: Bytes,
+    /// Of HTTP/2.
+    stream: Option<Rc<Stream>>,
 }
 
 /// Where a body comes from.
@@ -159,26 +167,38 @@ impl UpstreamBody {
 impl Answer {
     /// A body; the exchange is over when it is.
     pub fn new(source: Source, exchange: Option<Box<Exchange>>, deadline: Option<Pin<Box<Sleep>>>) -> Self {
-        let mut this = Self { source, exchange, deadline, broken: None, offered: false };
+        let stream = Stream::current().filter(|_| exchange.is_some());
+        let this = Self { source, exchange, deadline, broken: None, rest: Bytes::new(), stream };
         if !this.is_end_stream() {
             this.offer();
         }
+        this.until(this.deadline.as_ref().map(|deadline| deadline.deadline()));
         this
     }
 
-    fn offer(&mut self) {
-        if let Some(exchange) = &self.exchange {
-            let (connection, clock) = exchange.connection();
-            connection.offer(clock.now());
-            self.offered = true;
+    /// The deadline, for who looks after it while nobody asks for more of this.
+    fn until(&self, deadline: Option<Instant>) {
+        let Some(exchange) = &self.exchange else { return };
+        let (connection, clock) = exchange.connection();
+        let deadline = deadline.map(|at| {
+            let left = at.saturating_duration_since(clock::instant());
+            clock.now().saturating_add(Nanos::try_from(left.as_nanos()).unwrap_or(Nanos::MAX))
+        });
+        match &self.stream {
+            Some(stream) => stream.until(deadline),
+            None => connection.until(deadline),
         }
     }
 
-    fn taken(&mut self) {
-        if let (true, Some(exchange)) = (self.offered, &self.exchange) {
-            let (connection, clock) = exchange.connection();
-            connection.taken(clock.now());
-            self.offered = false;
+    fn offer(&self) {
+        if let Some(stream) = &self.stream {
+            stream.offer();
+        }
+    }
+
+    fn taken(&self) {
+        if let Some(stream) = &self.stream {
+            stream.taken();
         }
     }
 
@@ -187,11 +207,44 @@ impl Answer {
             exchange.cut = Some(code);
         }
     }
+
+    fn is_late(&self) -> bool {
+        self.deadline.as_ref().is_some_and(|deadline| clock::instant() >= deadline.deadline())
+    }
+
+    /// It has taken too long.
+    fn end(&mut self) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.fail("deadline");
+        self.source = Source::Empty;
+        self.deadline = None;
+        Poll::Ready(Some(Err("the answer took too long".into())))
+    }
+
+    /// A piece goes to the client.
+    fn give(&mut self, mut piece: Bytes) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.stream.is_some() && piece.len() > PIECE {
+            self.rest = piece.split_off(PIECE);
+        }
+        if let Some(exchange) = &mut self.exchange {
+            exchange.bytes_out += piece.len() as u64;
+        }
+        self.offer();
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
         self.taken();
+        // Nobody asked for more of it before it was cut.
+        let cut = self.stream.as_ref().and_then(|stream| stream.cut());
+        let cut = cut.or_else(|| (self.is_late() && !self.is_end_stream()).then_some("deadline"));
+        if let Some(exchange) = &mut self.exchange
+            && !exchange.whole
+        {
+            exchange.cut = exchange.cut.or(cut);
+        }
+        self.until(None);
     }
 }
 
@@ -205,6 +258,14 @@ impl Body for Answer {
         if let Some(error) = this.broken.take() {
             return Poll::Ready(Some(Err(error)));
         }
+        // Before anything else: a source that always has more would never let it come to that.
+        if this.is_late() {
+            return this.end();
+        }
+        if !this.rest.is_empty() {
+            let rest = std::mem::take(&mut this.rest);
+            return this.give(rest);
+        }
         let polled = match &mut this.source {
             Source::Empty => Poll::Ready(None),
             Source::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
@@ -213,16 +274,16 @@ impl Body for Answer {
             Source::Own(body) => body.poll(cx).map(|piece| piece.map(|piece| piece.map(Frame::data))),
         };
         match polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                if let (Some(data), Some(exchange)) = (frame.data_ref(), &mut this.exchange) {
-                    exchange.bytes_out += data.len() as u64;
+            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                Ok(piece) => this.give(piece),
+                Err(trailers) => {
+                    if let Some(exchange) = &mut this.exchange {
+                        exchange.whole = true;
+                    }
+                    this.offer();
+                    Poll::Ready(Some(Ok(trailers)))
                 }
-                if let (true, Some(exchange)) = (frame.is_trailers(), &mut this.exchange) {
-                    exchange.whole = true;
-                }
-                this.offer();
-                Poll::Ready(Some(Ok(frame)))
-            }
+            },
             Poll::Ready(Some(Err(error))) => {
                 log::debug!("an answer broke off: {error}");
                 this.fail("answer_broken");
@@ -242,9 +303,7 @@ impl Body for Answer {
                 if let Some(deadline) = &mut this.deadline
                     && deadline.as_mut().poll(cx).is_ready()
                 {
-                    this.fail("deadline");
-                    this.source = Source::Empty;
-                    return Poll::Ready(Some(Err("the answer took too long".into())));
+                    return this.end();
                 }
                 Poll::Pending
             }
@@ -252,6 +311,9 @@ impl Body for Answer {
     }
 
     fn is_end_stream(&self) -> bool {
+        if !self.rest.is_empty() {
+            return false;
+        }
         match &self.source {
             Source::Empty | Source::Whole(None) => true,
             Source::Upstream(body) => body.incoming.is_end_stream(),
@@ -260,12 +322,19 @@ impl Body for Answer {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.source {
+        let rest = self.rest.len() as u64;
+        let more = match &self.source {
             Source::Empty | Source::Whole(None) => SizeHint::with_exact(0),
             Source::Whole(Some(bytes)) => SizeHint::with_exact(bytes.len() as u64),
             Source::Upstream(body) => body.size(),
             Source::Compressed(_) => SizeHint::default(),
             Source::Own(body) => body.length().map_or_else(SizeHint::default, SizeHint::with_exact),
+        };
+        let mut hint = SizeHint::new();
+        hint.set_lower(more.lower() + rest);
+        if let Some(upper) = more.upper() {
+            hint.set_upper(upper + rest);
         }
+        hint
     }
 }

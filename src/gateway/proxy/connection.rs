@@ -25,10 +25,10 @@ struct Inner {
     head_since: AtomicU64,
     /// Since when the client takes nothing of what is to be written; 0 is not.
     stuck_since: AtomicU64,
-    /// Bodies of answers whose next piece nobody asks for at present, as the client takes nothing.
-    waiting: AtomicU32,
-    /// When a piece of any body was asked for last, or the first of `waiting` began to wait.
+    /// Of HTTP/2, when a piece of any answer was taken last, or a request was over.
     moved_at: AtomicU64,
+    /// Of HTTP/1, when the answer under way has taken long enough; 0 is never.
+    deadline: AtomicU64,
     /// For who waits for the end of an upgrade.
     ended: Notify,
 }
@@ -40,7 +40,7 @@ pub enum Patience {
     For(Duration),
     /// Nothing was asked for so long that it is to be closed.
     Idle,
-    /// A head has been coming, or an answer not been taken, for so long that it is to be cut.
+    /// A head has been coming, an answer not been taken, or been under way, for so long that it is to be cut.
     Slow,
 }
 
@@ -80,6 +80,7 @@ impl ConnectionState {
     /// A request is answered.
     pub fn end(&self, now: Nanos) {
         self.0.idle_since.store(now, Ordering::Relaxed);
+        self.0.moved_at.store(now, Ordering::Relaxed);
         if self.is_heading() {
             self.heading(Some(now));
         }
@@ -98,17 +99,25 @@ impl ConnectionState {
         }
     }
 
-    /// A body has a piece that the client may take. Of HTTP/2, where a client can refuse one body and go on reading the rest.
-    pub fn offer(&self, now: Nanos) {
-        if self.0.waiting.fetch_add(1, Ordering::Relaxed) == 0 {
-            self.0.moved_at.store(now, Ordering::Relaxed);
-        }
+    /// A piece of an answer of HTTP/2 was taken. Its client can refuse one answer and go on reading the rest, which the socket does
+    /// not see; of HTTP/1, whether that takes anything says all.
+    pub fn moved(&self, now: Nanos) {
+        self.0.moved_at.store(now, Ordering::Relaxed);
     }
 
-    /// The piece was taken, or never will be.
-    pub fn taken(&self, now: Nanos) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.0.moved_at.store(now, Ordering::Relaxed);
+    /// When anything of any answer of HTTP/2 was taken last.
+    pub fn moved_at(&self) -> Nanos {
+        self.0.moved_at.load(Ordering::Relaxed)
+    }
+
+    /// When the answer of HTTP/1 that is under way has taken long enough, if ever.
+    pub fn until(&self, deadline: Option<Nanos>) {
+        self.0.deadline.store(deadline.unwrap_or_default(), Ordering::Relaxed);
+    }
+
+    /// What [`ConnectionState::until`] was told last.
+    pub fn deadline(&self) -> Option<Nanos> {
+        Some(self.0.deadline.load(Ordering::Relaxed)).filter(|at| *at != 0)
     }
 
     /// A head is coming since `since`, or none is.
@@ -133,20 +142,25 @@ impl ConnectionState {
 
     /// Whether it has made us wait for too long; `head` is how long a head may take, and a pause in what the client takes.
     pub fn judge(&self, now: Nanos, keep_alive: Duration, head: Duration) -> Patience {
-        let waited = |since: Nanos| Duration::from_nanos(now.saturating_sub(since));
-        if self.is_upgraded() {
-            return Patience::For(keep_alive.max(head));
+        let left = self.deadline().map(|at| Duration::from_nanos(at.saturating_sub(now)));
+        match (left, self.judge_moves(now, keep_alive, head)) {
+            (Some(Duration::ZERO), _) => Patience::Slow,
+            (Some(left), Patience::For(other)) => Patience::For(left.min(other)),
+            (_, judged) => judged,
         }
+    }
+
+    fn judge_moves(&self, now: Nanos, keep_alive: Duration, head: Duration) -> Patience {
+        let waited = |since: Nanos| Duration::from_nanos(now.saturating_sub(since));
         // Else an answer that nobody reads would hold its upstream's connection, and a place in flight, for ever.
         let stuck_since = self.0.stuck_since.load(Ordering::Relaxed);
         if stuck_since != 0 {
             let left = head.saturating_sub(waited(stuck_since));
             return if left.is_zero() { Patience::Slow } else { Patience::For(left) };
         }
-        // The same of HTTP/2, whose windows are no business of the socket: no body moves.
-        if self.0.waiting.load(Ordering::Relaxed) > 0 {
-            let left = head.saturating_sub(waited(self.0.moved_at.load(Ordering::Relaxed)));
-            return if left.is_zero() { Patience::Slow } else { Patience::For(left) };
+        // Only now: a 101 that is not written yet is an answer like any other.
+        if self.is_upgraded() {
+            return Patience::For(keep_alive.max(head));
         }
         // A head that comes behind a request under way is not read on before that is answered.
         if self.0.busy.load(Ordering::Relaxed) > 0 {
@@ -193,15 +207,14 @@ mod tests {
         assert_eq!(state.judge(1069 * SECOND, keep, head), Patience::For(Duration::from_secs(1)));
         assert_eq!(state.judge(1070 * SECOND, keep, head), Patience::Slow, "whoever does not read is not waited for");
         state.stuck(None);
-        state.offer(1100 * SECOND);
-        state.offer(1105 * SECOND);
-        assert_eq!(state.judge(1106 * SECOND, keep, head), Patience::For(Duration::from_secs(4)));
-        state.taken(1107 * SECOND);
-        assert_eq!(state.judge(1110 * SECOND, keep, head), Patience::For(Duration::from_secs(7)), "one of them moves");
-        assert_eq!(state.judge(1117 * SECOND, keep, head), Patience::Slow);
-        state.taken(1117 * SECOND);
         assert!(matches!(state.judge(1999 * SECOND, keep, head), Patience::For(_)));
+        state.until(Some(2001 * SECOND));
+        assert_eq!(state.judge(2000 * SECOND, keep, head), Patience::For(Duration::from_secs(1)));
+        assert_eq!(state.judge(2001 * SECOND, keep, head), Patience::Slow, "however fast it is taken");
+        state.until(None);
         state.upgrade();
         assert!(matches!(state.judge(5000 * SECOND, keep, head), Patience::For(_)));
+        state.stuck(Some(5000 * SECOND));
+        assert_eq!(state.judge(5010 * SECOND, keep, head), Patience::Slow, "the 101 is to be taken, too");
     }
 }

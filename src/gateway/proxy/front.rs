@@ -20,13 +20,15 @@ use tokio::net::TcpStream;
 
 use super::connection::{ConnectionState, Patience};
 use super::exchange::malformed;
-use super::exec::LocalExec;
 use super::guarded::Guarded;
 use super::own::OwnFactory;
+use super::stream::Streams;
 use super::tls::Certificates;
+use super::watched::Watched;
 use super::worker::{Client, Worker};
 use crate::clock;
 use crate::gateway::Gateway;
+use crate::gateway::socket;
 
 /// How often idle connections to targets are looked through.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -156,14 +158,23 @@ async fn start_worker(gateway: Gateway, own: &OwnFactory) -> Rc<Worker> {
 
 async fn plain(worker: Rc<Worker>, stream: TcpStream) {
     let Ok(peer) = stream.peer_addr() else { return };
-    // Answers are written whole; waiting for more to send with them only costs time.
-    let _ = stream.set_nodelay(true);
-    one(worker, stream, peer, false).await;
+    let (stream, state) = watched(&worker, stream);
+    one(worker, stream, state, peer, false).await;
+}
+
+/// A client's socket as we want it, and its state.
+fn watched(worker: &Worker, stream: TcpStream) -> (Watched<TcpStream>, ConnectionState) {
+    if let Err(error) = socket::tune(&stream) {
+        log::debug!("a client's socket cannot be tuned: {error}");
+    }
+    let clock = worker.gateway.clock().clone();
+    let state = ConnectionState::new(clock.now());
+    (Watched::new(stream, state.clone(), clock), state)
 }
 
 async fn tls(worker: Rc<Worker>, stream: TcpStream, certificates: &Certificates) {
     let Ok(peer) = stream.peer_addr() else { return };
-    let _ = stream.set_nodelay(true);
+    let (stream, state) = watched(&worker, stream);
     let patience = worker.gateway.options().client_timeout;
     let shaken = tokio::time::timeout(patience, certificates.acceptor().accept(stream)).await;
     let stream = match shaken {
@@ -172,9 +183,9 @@ async fn tls(worker: Rc<Worker>, stream: TcpStream, certificates: &Certificates)
         Err(_) => return log::debug!("a TLS handshake took too long"),
     };
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-        two(worker, stream, peer).await;
+        two(worker, stream, state, peer).await;
     } else {
-        one(worker, stream, peer, true).await;
+        one(worker, stream, state, peer, true).await;
     }
 }
 
@@ -182,12 +193,11 @@ async fn tls(worker: Rc<Worker>, stream: TcpStream, certificates: &Certificates)
 pub(super) const BUFFER: usize = 128 << 10;
 
 /// Serves a connection of HTTP/1.
-async fn one<S>(worker: Rc<Worker>, stream: S, peer: SocketAddr, secure: bool)
+async fn one<S>(worker: Rc<Worker>, stream: S, state: ConnectionState, peer: SocketAddr, secure: bool)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let clock = worker.gateway.clock().clone();
-    let state = ConnectionState::new(clock.now());
     let io = TokioIo::new(Guarded::new(stream, state.clone(), clock));
     let client = Client { peer: peer.ip(), port: peer.port(), secure, state: state.clone() };
     let serving = worker.clone();
@@ -206,10 +216,15 @@ where
         }
         served.as_mut().poll(cx)
     });
-    if let Some(Err(error)) = ended.await {
-        log::debug!("a client's connection ended: {error}");
-        if error.is_parse() {
-            malformed(&worker.gateway);
+    match ended.await {
+        // With all that was under way; an upgrade whose 101 was never taken, too.
+        None => return,
+        Some(Ok(())) => {}
+        Some(Err(error)) => {
+            log::debug!("a client's connection ended: {error}");
+            if error.is_parse() {
+                malformed(&worker.gateway);
+            }
         }
     }
     // What it was upgraded to has its place among the connections, until it ends or we do.
@@ -221,25 +236,24 @@ where
 }
 
 /// Serves a connection of HTTP/2.
-async fn two<S>(worker: Rc<Worker>, stream: S, peer: SocketAddr)
+async fn two<S>(worker: Rc<Worker>, stream: S, state: ConnectionState, peer: SocketAddr)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let options = worker.gateway.options();
-    let clock = worker.gateway.clock().clone();
-    let state = ConnectionState::new(clock.now());
+    let streams = Streams::new(state.clone(), worker.gateway.clock().clone(), options.client_timeout);
     let client = Client { peer: peer.ip(), port: peer.port(), secure: true, state: state.clone() };
     let serving = worker.clone();
     let service = service_fn(move |request| serving.clone().answer(request, client.clone()));
     let mut served = pin!(
-        http2::Builder::new(LocalExec)
+        http2::Builder::new(streams)
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(options.max_header_bytes as u32)
             .max_pending_accept_reset_streams(MAX_RESETS)
             .max_local_error_reset_streams(MAX_RESETS)
             .keep_alive_interval(options.keep_alive / 2)
-            .serve_connection(TokioIo::new(Guarded::of_frames(stream, state.clone(), clock)), service)
+            .serve_connection(TokioIo::new(stream), service)
     );
     let ended = attend(&worker, &state, |cx, stop| {
         if stop {
@@ -253,7 +267,7 @@ where
 }
 
 /// Polls a connection to its end, tells it to stop when the server drains or it has been idle for too long, and lets go of it
-/// (`None`) when a head takes too long.
+/// (`None`) when a head takes too long, or an answer.
 async fn attend<T>(
     worker: &Worker,
     state: &ConnectionState,
@@ -282,7 +296,21 @@ async fn attend<T>(
                 Patience::For(left) => timer.as_mut().reset(clock::instant() + left),
             }
         }
-        poll(cx, stop).map(Some)
+        if let Poll::Ready(ended) = poll(cx, stop) {
+            return Poll::Ready(Some(ended));
+        }
+        // An answer has begun that is to be over before we would look again.
+        if let Some(at) = state.deadline() {
+            let end = clock::instant() + Duration::from_nanos(at.saturating_sub(clock.now()));
+            if end < timer.deadline() {
+                timer.as_mut().reset(end);
+                // So that it wakes us.
+                if timer.as_mut().poll(cx).is_ready() {
+                    cx.waker().wake_by_ref();
+                }
+            }
+        }
+        Poll::Pending
     })
     .await
 }

@@ -14,8 +14,7 @@ use crate::clock::Monotonic;
 #[derive(Debug)]
 pub struct Guarded<S> {
     inner: S,
-    /// Of HTTP/1; HTTP/2 has frames.
-    guard: Option<Guard>,
+    guard: Guard,
     state: ConnectionState,
     clock: Monotonic,
     refused: bool,
@@ -27,12 +26,7 @@ const REFUSED: &[u8] = b"\0";
 impl<S> Guarded<S> {
     /// Guards a connection of HTTP/1 that has not been read from.
     pub fn new(inner: S, state: ConnectionState, clock: Monotonic) -> Self {
-        Self { inner, guard: Some(Guard::default()), state, clock, refused: false }
-    }
-
-    /// Only looks after the client of a connection of HTTP/2.
-    pub fn of_frames(inner: S, state: ConnectionState, clock: Monotonic) -> Self {
-        Self { inner, guard: None, state, clock, refused: false }
+        Self { inner, guard: Guard::default(), state, clock, refused: false }
     }
 }
 
@@ -47,8 +41,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
             return Poll::Ready(Ok(()));
         }
         let this = &mut *self;
-        let Some(guard) = &mut this.guard else { return Poll::Ready(Ok(())) };
-        if let Err(violation) = guard.check(&buf.filled()[before..]) {
+        if let Err(violation) = this.guard.check(&buf.filled()[before..]) {
             log::debug!("a request was refused: {}", violation.what);
             this.state.refuse();
             buf.set_filled(before + violation.good);
@@ -62,7 +55,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
                 }
             }
         }
-        let heading = guard.is_within_head();
+        let heading = this.guard.is_within_head();
         if heading != this.state.is_heading() {
             this.state.heading(heading.then(|| this.clock.now()));
         }
@@ -70,25 +63,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     }
 }
 
-impl<S> Guarded<S> {
-    /// Notes since when nothing can be written.
-    fn wrote<T>(&self, polled: Poll<T>) -> Poll<T> {
-        if polled.is_pending() != self.state.is_stuck() {
-            self.state.stuck(polled.is_pending().then(|| self.clock.now()));
-        }
-        polled
-    }
-}
-
 impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.inner).poll_write(cx, bytes);
-        self.wrote(polled)
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.inner).poll_flush(cx);
-        self.wrote(polled)
+        Pin::new(&mut self.inner).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -100,8 +81,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         cx: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.inner).poll_write_vectored(cx, pieces);
-        self.wrote(polled)
+        Pin::new(&mut self.inner).poll_write_vectored(cx, pieces)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -11,15 +11,18 @@ mod connection;
 mod error;
 mod exchange;
 mod exec;
+mod find;
 mod front;
 mod guard;
 mod guarded;
 mod own;
 mod pool;
 mod send;
+mod stream;
 mod tls;
 mod tunnel;
 mod version;
+mod watched;
 mod who;
 mod worker;
 

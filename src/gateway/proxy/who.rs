@@ -20,6 +20,8 @@ const X_INTERNAL_USER: HeaderName = HeaderName::from_static("x-internal-user");
 /// Who sends a request.
 pub struct Who {
     key: Key,
+    /// Whether an `Authorization` is a key, good or not, and so no business of the upstream's.
+    key_as_token: bool,
     user: Identified,
 }
 
@@ -33,8 +35,6 @@ enum Key {
     Known {
         /// Whose.
         user: User,
-        /// Whether it came as a token does.
-        as_token: bool,
     },
     /// It is nobody's, or that cannot be said right now.
     Bad(Unidentified),
@@ -54,19 +54,20 @@ impl Who {
             Some(sent) => match gateway.api_key(table, sent) {
                 Some(name) => Key::Named(name),
                 None => match theirs(sent.as_bytes()) {
-                    Some(Ok(Some(user))) => Key::Known { user, as_token: false },
+                    Some(Ok(Some(user))) => Key::Known { user },
                     Some(Err(why)) => Key::Bad(why),
                     Some(Ok(None)) | None => Key::Bad(Unidentified::Invalid),
                 },
             },
-            None => match bearer(headers).and_then(theirs) {
-                Some(Ok(Some(user))) => Key::Known { user, as_token: true },
+            None => match alone(headers).and_then(bearer).and_then(theirs) {
+                Some(Ok(Some(user))) => Key::Known { user },
                 // Where keys are not asked for, it may be something of the upstream's own.
                 Some(Err(why)) if route.options.auth == AuthPolicy::ApiKey => Key::Bad(why),
                 Some(_) | None => Key::None,
             },
         };
-        Self { key, user }
+        let is_key = |sent| bearer(sent).is_some_and(|sent| identify.is_some_and(|identify| identify.is_key(sent)));
+        Self { key, key_as_token: headers.get_all(AUTHORIZATION).iter().any(is_key), user }
     }
 
     /// Whether they may go along a route.
@@ -83,7 +84,7 @@ impl Who {
                 return Err(GatewayError::Unauthorized("send an API key in the header X-API-Key"));
             }
             (Key::Named(_), AuthPolicy::ApiKey) if !needed.is_empty() => return Err(SCOPES),
-            (Key::Known { user, .. }, AuthPolicy::ApiKey) if !user.may(needed) => return Err(SCOPES),
+            (Key::Known { user }, AuthPolicy::ApiKey) if !user.may(needed) => return Err(SCOPES),
             (Key::None | Key::Named(_) | Key::Known { .. }, _) => {}
         }
         match &self.user {
@@ -112,7 +113,7 @@ impl Who {
     fn consumer(&self) -> Option<&Arc<str>> {
         match &self.key {
             Key::Named(name) => Some(name),
-            Key::Known { user, .. } => Some(&user.id),
+            Key::Known { user } => Some(&user.id),
             Key::None | Key::Bad(_) => None,
         }
     }
@@ -121,7 +122,7 @@ impl Who {
     pub fn tell(&self, headers: &mut HeaderMap) {
         headers.remove(&X_API_KEY);
         let user = self.user.as_ref().ok().and_then(Option::as_ref);
-        if user.is_some_and(|user| user.is_key) || matches!(self.key, Key::Known { as_token: true, .. }) {
+        if self.key_as_token || user.is_some_and(|user| user.is_key) {
             headers.remove(AUTHORIZATION);
         }
         for (name, value) in [(X_INTERNAL_CONSUMER, self.consumer()), (X_INTERNAL_USER, user.map(|user| &user.id))] {
@@ -132,10 +133,14 @@ impl Who {
     }
 }
 
-/// What stands behind `Bearer` in the only `Authorization`.
-fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+/// The only `Authorization`.
+fn alone(headers: &HeaderMap) -> Option<&HeaderValue> {
     let mut all = headers.get_all(AUTHORIZATION).iter();
-    let sent = all.next().filter(|_| all.next().is_none())?.as_bytes();
-    let (scheme, rest) = sent.split_at_checked("Bearer ".len())?;
+    all.next().filter(|_| all.next().is_none())
+}
+
+/// What stands behind `Bearer`.
+fn bearer(sent: &HeaderValue) -> Option<&[u8]> {
+    let (scheme, rest) = sent.as_bytes().split_at_checked("Bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then(|| rest.trim_ascii())
 }

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
-use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use hyper::{HeaderMap, Request, Response, StatusCode, Uri, Version};
 use tokio::time::{Instant, Sleep};
 
 use super::answer::{Answer, Source, UpstreamBody};
@@ -21,6 +21,7 @@ use super::compress::{self, Coding, Compressed};
 use super::connection::ConnectionState;
 use super::error::GatewayError;
 use super::exchange::Exchange;
+use super::find::{Found, find};
 use super::own::{self, Own};
 use super::pool::Pool;
 use super::send::{Outgoing, Sent};
@@ -32,10 +33,9 @@ use crate::gateway::Gateway;
 use crate::gateway::access_log::Used;
 use crate::gateway::canary::Canary;
 use crate::gateway::options::Protocol;
-use crate::gateway::route::{self, Match};
 use crate::gateway::table::{Route, Service, To};
 use crate::gateway::trace::{self, TraceContext};
-use crate::gateway::{address, cors, headers, path, stale};
+use crate::gateway::{address, cors, headers, stale};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -205,8 +205,8 @@ impl Worker {
             headers::join_cookies(&mut parts.headers);
         }
         // 4. The one form of the path that everything below works with, and its route.
-        let found = self.find(&table, &mut parts, exchange)?;
-        let Found { route, uri } = found;
+        let keeps_path = self.gateway.access_log().is_some();
+        let Found { route, uri } = find(&table, &mut parts, exchange, keeps_path)?;
         // 5. CORS. Preflights are answered here and pay no limit.
         if let Some(cors) = &route.cors {
             if cors::is_preflight(&parts.method, &parts.headers) {
@@ -277,67 +277,6 @@ impl Worker {
             passed.headers.insert(name, value.clone());
         }
         Ok(passed)
-    }
-
-    fn find(
-        &self,
-        table: &crate::gateway::table::Table,
-        parts: &mut Parts,
-        exchange: &mut Exchange,
-    ) -> Result<Found, GatewayError> {
-        if parts.method == Method::CONNECT {
-            return Err(GatewayError::MethodNotAllowed(String::from("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")));
-        }
-        // The authority of the target outranks the header (RFC 9112, section 3.2.2).
-        if let Some(authority) = parts.uri.authority()
-            && let Ok(host) = HeaderValue::from_str(authority.as_str())
-        {
-            parts.headers.insert(header::HOST, host);
-        }
-        let raw = parts.uri.path_and_query().map_or("/", |raw| raw.as_str());
-        let target = path::target(raw).map_err(GatewayError::BadPath)?;
-        if self.gateway.access_log().is_some() {
-            exchange.path = Some(target.path.as_str().to_owned());
-        }
-        let host = match parts.headers.get(header::HOST) {
-            None => None,
-            Some(host) => {
-                let host = host.to_str().ok().filter(|host| route::host(host).is_some());
-                Some(host.ok_or(GatewayError::BadRequest("the Host is none"))?)
-            }
-        };
-        let find = |method: &Method| table.router.find(host, &target.path, method, &parts.headers);
-        let asked = cors::is_preflight(&parts.method, &parts.headers).then(|| cors::requested_method(&parts.headers));
-        let mut found = None;
-        if let Some(method) = asked.flatten()
-            && let Match::Found(preflight) = find(&method)
-            && table.routes.get(preflight.route).is_some_and(|route| route.cors.is_some())
-        {
-            found = Some(preflight);
-        }
-        let found = match found.map_or_else(|| find(&parts.method), Match::Found) {
-            Match::Found(found) => found,
-            Match::NotFound => return Err(GatewayError::NoRoute),
-            Match::MethodNotAllowed(methods) => {
-                let methods: Vec<&str> = methods.iter().map(Method::as_str).collect();
-                return Err(GatewayError::MethodNotAllowed(methods.join(", ")));
-            }
-        };
-        let route = table.routes.get(found.route).cloned().ok_or(GatewayError::NoRoute)?;
-        exchange.route = Some(route.clone());
-        // What has one form already and is not rewritten goes on as it came.
-        let rewritten = found.path.as_str();
-        let same = parts.uri.scheme().is_none() && parts.uri.path() == rewritten;
-        let uri = if same {
-            parts.uri.clone()
-        } else {
-            let text = match target.query {
-                Some(query) => format!("{rewritten}?{query}"),
-                None => rewritten.to_owned(),
-            };
-            Uri::try_from(text).map_err(|_| GatewayError::BadRequest("the path cannot be sent on"))?
-        };
-        Ok(Found { route, uri })
     }
 
     /// Hands a request to Tidegate's own endpoints.
@@ -501,11 +440,6 @@ impl Worker {
         headers.remove(header::EXPECT);
         routed.set_headers();
     }
-}
-
-struct Found {
-    route: Arc<Route>,
-    uri: Uri,
 }
 
 /// The same answer, compressed if the client takes it and it is worth it.
