@@ -197,6 +197,7 @@ async fn connections_of_http2_that_say_farewell_are_not_noticed() {
     servers[1].kill(None);
     let failed = failures(&load.end().await);
     println!("HTTP/2: {} of 2000 failed as one of two was killed: {failed:?}", failed.len());
-    assert!(failed.len() <= 3 && failed.iter().all(|failed| failed.starts_with("POST")), "{failed:?}");
+    // Only what was under way and must not be repeated: of eight clients at most one each, in most runs two or three in all.
+    assert!(failed.len() <= 8 && failed.iter().all(|failed| failed.starts_with("POST")), "{failed:?}");
     app.stop().await;
 }
