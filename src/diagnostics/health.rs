@@ -111,18 +111,30 @@ struct SharedHealth {
     losses: u64,
 }
 
+/// The parts of a server whose health is asked for.
+pub struct Parts<'a> {
+    /// The log.
+    pub journal: &'a Journal,
+    /// The statistics.
+    pub stats: &'a StatsHandle,
+    /// Kafka, if there is one.
+    pub stream: Option<&'a StreamHandle>,
+    /// The products.
+    pub catalog: &'a CatalogHandle,
+    /// Accounts and tokens.
+    pub identity: &'a Identity,
+    /// What is in front of other services.
+    pub gateway: Option<&'a Gateway>,
+    /// What is wrong with the config.
+    pub config_fault: Option<&'static str>,
+    /// Ready, or draining.
+    pub lifecycle: &'a Lifecycle,
+}
+
 impl Health {
     /// Of the server's parts. Reads published numbers only, so that it answers when a part does not.
-    pub fn of(
-        journal: &Journal,
-        stats: &StatsHandle,
-        stream: Option<&StreamHandle>,
-        catalog: &CatalogHandle,
-        identity: &Identity,
-        gateway: Option<&Gateway>,
-        config_fault: Option<&'static str>,
-        lifecycle: &Lifecycle,
-    ) -> Self {
+    pub fn of(parts: &Parts<'_>) -> Self {
+        let &Parts { journal, stats, stream, catalog, identity, gateway, config_fault, lifecycle } = parts;
         let phase = lifecycle.phase();
         let fault = journal.fault();
         let recovery = journal.recovery();

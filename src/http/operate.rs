@@ -13,7 +13,7 @@ use super::client::{Operator, site};
 use super::error::{ApiError, Envelope, ErrorEnvelope};
 use crate::clock::UnixMillis;
 use crate::diagnostics::audit::{Audit, audit as take_audit};
-use crate::diagnostics::health::{Health, Status};
+use crate::diagnostics::health::{Health, Parts, Status};
 use crate::event::record::Record;
 use crate::event::visitor;
 use crate::journal::export::{Filter, Format, write_events};
@@ -50,16 +50,16 @@ pub async fn health(state: web::Data<State>) -> HttpResponse {
 }
 
 fn health_answer(state: &State) -> HttpResponse {
-    let found = Health::of(
-        &state.journal,
-        &state.stats,
-        state.stream.as_ref(),
-        &state.catalog,
-        &state.identity,
-        state.gateway.as_ref(),
-        state.control.fault(),
-        &state.lifecycle,
-    );
+    let found = Health::of(&Parts {
+        journal: &state.journal,
+        stats: &state.stats,
+        stream: state.stream.as_ref(),
+        catalog: &state.catalog,
+        identity: &state.identity,
+        gateway: state.gateway.as_ref(),
+        config_fault: state.control.fault(),
+        lifecycle: &state.lifecycle,
+    });
     let mut answer = match found.status {
         Status::Ok | Status::Degraded => HttpResponse::Ok(),
         Status::Unavailable => HttpResponse::ServiceUnavailable(),
