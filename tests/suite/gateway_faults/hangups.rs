@@ -189,15 +189,25 @@ async fn connections_of_http2_that_say_farewell_are_not_noticed() {
     let posts: Vec<&str> = log.lines().filter(|id| id.starts_with("POST")).collect();
     let different: HashSet<&str> = posts.iter().copied().collect();
     assert_eq!((posts.len(), different.len()), (1000, 1000), "each post arrived once");
-    // And one of two is killed.
-    let app = start(&super::of_addresses(&addresses, upstream, "")).await;
-    let address = at(&app);
-    let load = Load::start(8, |_| address, move |client, i| (i < 250).then(|| mixed(client, i)));
-    load.reaches(500).await;
-    servers[1].kill(None);
-    let failed = failures(&load.end().await);
-    println!("HTTP/2: {} of 2000 failed as one of two was killed: {failed:?}", failed.len());
-    // Only what was under way and must not be repeated: of eight clients at most one each, in most runs two or three in all.
-    assert!(failed.len() <= 8 && failed.iter().all(|failed| failed.starts_with("POST")), "{failed:?}");
-    app.stop().await;
+    // And one of two is killed, three times: how many are under way just then is chance.
+    drop(servers);
+    let mut counts = Vec::new();
+    for _ in 0..3 {
+        let servers = [(); 2].map(|()| Service::start("nginx", &[config.to_str().unwrap()]));
+        let addresses: Vec<String> =
+            servers.iter().map(|s| s.address.trim_start_matches("http://").to_owned()).collect();
+        let app = start(&super::of_addresses(&addresses, upstream, "")).await;
+        let address = at(&app);
+        let load = Load::start(8, |_| address, move |client, i| (i < 250).then(|| mixed(client, i)));
+        load.reaches(500).await;
+        servers[1].kill(None);
+        let failed = failures(&load.end().await);
+        println!("HTTP/2: {} of 2000 failed as one of two was killed: {failed:?}", failed.len());
+        // Only what was under way and must not be repeated: of eight clients at most one each.
+        assert!(failed.len() <= 8 && failed.iter().all(|failed| failed.starts_with("POST")), "{failed:?}");
+        counts.push(failed.len());
+        app.stop().await;
+    }
+    counts.sort_unstable();
+    assert!(counts[1] <= 3, "{counts:?}");
 }
