@@ -1,8 +1,8 @@
 //! Steering a running Tidegate: its config is changed as a whole or not at all, and every change can be taken back.
 //!
 //! A change comes from the file (which is looked at, or on SIGHUP), from the admin API, or from a rollback. It is validated,
-//! given to the gateway, written to the history ([`history`]), shown to requests, and watched: when errors jump after it, it is
-//! taken back ([`judge`]). What cannot change in a running process is told, and waits for the next start. Whoever changes
+//! given to the gateway, written to the history ([`history`]), shown to requests, and watched ([`watch`]): when errors jump after
+//! it, it is taken back ([`judge`]). What a crash left undone is made up for at the next start ([`make_up`]). What cannot change in a running process is told, and waits for the next start. Whoever changes
 //! something is in the log of changes ([`audit`]).
 
 mod audit;

@@ -1,8 +1,7 @@
 //! The file of the keys that sign our tokens, and how the next one is taken up.
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use super::error::IdentityError;
 use super::ring::Ring;
 use super::service::{Inner, Signing};
 use crate::clock::UnixMillis;
+use crate::durable;
 
 impl Inner {
     /// Takes the next key up if it is time to: written first, then published, then used. One at a time.
@@ -49,14 +49,5 @@ pub(super) fn open_ring(folder: &Path, now: UnixMillis) -> Result<Ring, Identity
 
 /// Whole or not at all, and for nobody else to read.
 fn write_ring(folder: &Path, ring: &Ring) -> Result<(), IdentityError> {
-    let beside = folder.join("keys.json.new");
-    let write = || {
-        let mut options = fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-        file.write_all(&ring.write())?;
-        file.sync_all()?;
-        fs::rename(&beside, folder.join("keys.json"))?;
-        fs::File::open(folder)?.sync_all()
-    };
-    write().map_err(keys_error)
+    durable::write(&folder.join("keys.json"), &ring.write(), 0o600).map_err(keys_error)
 }

@@ -32,7 +32,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("stream", &["stats", "journal", "event", "actor"]),
     ("database", &[]),
     ("catalog", &["cache", "database", "journal", "event", "actor", "redis"]),
-    ("identity", &["actor", "database"]),
+    ("identity", &["actor", "database", "durable"]),
     ("gateway", &["actor", "durable", "redis"]),
     (
         "config",

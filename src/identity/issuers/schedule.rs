@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::clock::UnixMillis;
+use crate::clock::{UnixMillis, millis};
 
 /// Between two readings for keys that are not there.
 pub(super) const UNKNOWN: Duration = Duration::from_secs(10);
@@ -91,10 +91,6 @@ impl Schedule {
         self.failures = self.failures.saturating_add(1);
         self.next = now.saturating_add(millis(wait));
     }
-}
-
-fn millis(span: Duration) -> i64 {
-    i64::try_from(span.as_millis()).unwrap_or(i64::MAX / 4)
 }
 
 #[cfg(test)]
